@@ -1,0 +1,1 @@
+//! Bytes <-> values: one file per PDU of RFC 7143 §11, text keys, serial numbers, digests.

@@ -1,0 +1,1 @@
+//! Docker's volume plugin protocol on a Unix socket.

@@ -1,0 +1,1 @@
+//! the few system calls; the only room with `unsafe`.

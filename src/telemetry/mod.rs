@@ -1,0 +1,1 @@
+//! names of logs and figures; sets up tracing.
