@@ -1,14 +1,11 @@
 //! One command at a time: whoever can carry one, and the repeats that SCSI expects of every initiator.
-//!
-//! Invariants:
-//! 1. Unit attentions are free of charge, but have a limit of their own.
-//! 2. Pauses grow, and their sum has a limit.
+//! How often, is `Patience`'s to say.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Patience};
 use crate::io::{Command, Completion, Driver};
 use crate::scsi::Verdict;
 
@@ -76,19 +73,16 @@ pub(super) async fn perform(
         let verdict = Verdict::of(status, sense.as_ref());
         match verdict {
             Verdict::Good => return Ok(completion),
-            Verdict::Failed => {
+            // An earlier write is lost: whoever asked must hear of it, for no other answer will tell.
+            Verdict::Failed | Verdict::DeferredError => {
                 return Err(Error::Refused {
                     during,
                     status,
                     sense,
                 });
             }
-            Verdict::UnitAttention
-            | Verdict::DeferredError
-            | Verdict::Busy
-            | Verdict::TaskSetFull
-            | Verdict::Aborted => {
-                let waited = patience.waited;
+            Verdict::UnitAttention | Verdict::Busy | Verdict::TaskSetFull | Verdict::Aborted => {
+                let waited = patience.waited();
                 let pause = patience.pause(verdict).ok_or(Error::NotReady {
                     during,
                     waited,
@@ -106,49 +100,10 @@ pub(super) async fn perform(
     }
 }
 
-/// How often and how long one command has been repeated.
-#[derive(Debug, Default)]
-struct Patience {
-    attentions: u32,
-    aborts: u32,
-    pauses: u32,
-    waited: Duration,
-}
-
-impl Patience {
-    /// How long to wait before the command is repeated; `None`: not any more.
-    fn pause(&mut self, verdict: Verdict) -> Option<Duration> {
-        if matches!(verdict, Verdict::UnitAttention | Verdict::DeferredError) {
-            self.attentions += 1;
-            return (self.attentions <= UNIT_ATTENTIONS_MAX).then_some(Duration::ZERO);
-        }
-        if verdict == Verdict::Aborted {
-            self.aborts += 1;
-            if self.aborts > ABORTS_MAX {
-                return None;
-            }
-        }
-        let pause = PAUSE_FIRST.saturating_mul(1 << self.pauses.min(PAUSE_DOUBLINGS_MAX));
-        self.pauses += 1;
-        self.waited += pause;
-        (self.waited <= WAIT_MAX).then_some(pause)
-    }
-}
-
 /// Nobody else submits, so one number is enough.
 const TOKEN: u64 = 0;
 /// Longer than any healthy unit needs for these short commands, a cache flush of a slow NAS included.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
-/// One nexus has a few conditions queued at most (reset, mode parameters, capacity, LUN list): 10 is plenty.
-const UNIT_ATTENTIONS_MAX: u32 = 10;
-/// An aborted command is repeated because its cause was the transport's; three in a row have another cause.
-const ABORTS_MAX: u32 = 3;
-/// Short enough not to be felt, long enough not to be a hot loop.
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-/// 10 ms doubled seven times: pauses stay at 1.28 s.
-const PAUSE_DOUBLINGS_MAX: u32 = 7;
-/// A unit that is becoming ready for longer is better looked at by a person.
-const WAIT_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -18,11 +18,13 @@
 mod disk;
 mod error;
 mod execute;
+mod patience;
 mod probe;
 mod session;
 
 pub use disk::Disk;
 pub use error::Error;
 pub use execute::Execute;
+pub use patience::Patience;
 pub use probe::{LunInfo, probe};
 pub use session::{Commands, Session};
