@@ -245,12 +245,10 @@ fn violation<T: std::fmt::Debug>(result: Result<T, SessionError>) -> Violation {
     }
 }
 
-fn good_status() -> Option<DataInStatus> {
-    Some(DataInStatus {
-        status: 0,
-        residual: Residual::None,
-    })
-}
+const GOOD: DataInStatus = DataInStatus {
+    status: 0,
+    residual: Residual::None,
+};
 
 // RFC 7143 §4.2.2.1: numbers are given in the order in which commands leave
 #[test]
@@ -329,7 +327,7 @@ fn read_is_placed_and_ends_with_the_status_of_its_last_pdu() {
     assert_eq!(event, None);
     // RFC 7143 §11.7: an empty Data-In is fine
     script.data_in(itt, 1, 8192, 0, None).unwrap();
-    let (placement, event) = script.data_in(itt, 2, 8192, 4096, good_status()).unwrap();
+    let (placement, event) = script.data_in(itt, 2, 8192, 4096, Some(GOOD)).unwrap();
     assert_eq!(
         placement,
         Placement::Task {
