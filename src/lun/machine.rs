@@ -474,7 +474,7 @@ fn refuses_command(sense: Option<&Sense>) -> bool {
 /// As deep as the kernel's NBD driver queues on one socket.
 const REQUESTS_MAX: usize = 128;
 /// Twice what kernels give a cache flush: a target that is silent for longer has lost the command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(2);
 /// Coarse, so that the timer is not touched by every command.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Ten lines in ten seconds tell what is going on.
