@@ -181,7 +181,12 @@ impl Machine {
         let outcome = match verdict {
             Verdict::Good if short => Err(ErrorKind::Io),
             Verdict::Good => Ok(data),
-            _ => Err(kind_of(status, sense.as_ref())),
+            Verdict::UnitAttention
+            | Verdict::DeferredError
+            | Verdict::Busy
+            | Verdict::TaskSetFull
+            | Verdict::Aborted
+            | Verdict::Failed => Err(kind_of(status, sense.as_ref())),
         };
         if let Some(task) = self.free_task(slot) {
             self.settle(&task, outcome, sense.as_ref());
