@@ -6,6 +6,8 @@
 //! 1. One text request is outstanding at a time.
 //! 2. The list's bytes, targets and PDUs have limits.
 
+use std::fmt;
+
 use super::login::Established;
 use super::negotiation::Agreed;
 use super::{IscsiName, Portal, Violation};
@@ -33,6 +35,16 @@ pub struct DiscoveredPortal {
     pub portal: Portal,
     /// Its portal group; absent where the target told no address and the asked portal stands for it.
     pub portal_group_tag: Option<u16>,
+}
+
+impl fmt::Display for DiscoveredPortal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.portal)?;
+        match self.portal_group_tag {
+            Some(tag) => write!(f, ",{tag}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The full feature phase of a discovery session.
