@@ -66,15 +66,18 @@ class Bed:
         """A service; one that runs already is left alone."""
         if self.pids(name):
             return
-        log = open(self.path("log", f"{name}.log"), "ab")
-        subprocess.Popen(
-            command,
-            env=self.environment(BED_SERVICE=name, **more),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        with open(self.path("log", f"{name}.log"), "ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment(BED_SERVICE=name, **more),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        # For a moment after its exec a process shows an empty environment.
+        while process.poll() is None and not self.pids(name):
+            time.sleep(0.01)
 
     def wait(self, name, what, ready, seconds=90):
         """Until `ready` says yes; the service must live meanwhile."""

@@ -64,7 +64,7 @@ def tools(bed):
 
 
 def database(bed, name):
-    return f"mysql+pymysql://root@localhost/{name}?unix_socket={bed.path('mariadb.sock')}&charset=utf8mb3"
+    return f"mysql+pymysql://root@localhost/{name}?unix_socket={bed.path('mariadb.sock')}&charset=utf8mb4"
 
 
 def keystone(bed):
