@@ -1,0 +1,290 @@
+//! Running other programs: with a time limit, their output streamed, and nobody left behind.
+//!
+//! Invariants:
+//! 1. A program runs in a process group of its own, and the whole group is killed when the run ends in any
+//!    way but the program's own: an error, the time limit, Ctrl-C (the future is dropped).
+//! 2. Programs under `sudo` stay in our own group: we could not kill them, but the terminal's Ctrl-C reaches them.
+
+use std::ffi::{OsStr, OsString};
+use std::io::PipeReader;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::{Child, Command};
+
+use crate::host;
+
+/// How long output may still come after the program has ended; what it left in the background may hold the
+/// pipe open for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+/// Lines of a failed program's output that an error shows.
+const TAIL_LINES: usize = 60;
+
+/// One program to run.
+pub(crate) struct Run {
+    program: OsString,
+    args: Vec<OsString>,
+    envs: Vec<(OsString, OsString)>,
+    dir: Option<PathBuf>,
+    limit: Duration,
+    as_root: bool,
+}
+
+/// How a program ended, and all that it said on stdout and stderr.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: String,
+}
+
+impl Run {
+    /// The time limit is part of every call: nothing here may hang for ever.
+    pub(crate) fn new(program: impl AsRef<OsStr>, limit: Duration) -> Self {
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            envs: Vec::new(),
+            dir: None,
+            limit,
+            as_root: false,
+        }
+    }
+
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub(crate) fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.envs
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// Through `sudo` when we are not root ourselves.
+    pub(crate) fn as_root(mut self) -> Self {
+        self.as_root = true;
+        self
+    }
+
+    /// Runs to the end; `sink` sees each line as it comes. A failed program is not an error here.
+    pub(crate) async fn ended(self, mut sink: impl FnMut(&str)) -> Result<Ended> {
+        let title = self.title();
+        let limit = self.limit;
+        let (mut child, _group, mut lines) = self.start()?;
+        let mut output = String::new();
+        let mut take = |line: &str| {
+            output.push_str(line);
+            output.push('\n');
+            sink(line);
+        };
+        let whole = async {
+            let status = loop {
+                tokio::select! {
+                    line = lines.next_line() => match line? {
+                        Some(line) => take(&line),
+                        None => break child.wait().await?,
+                    },
+                    status = child.wait() => break status?,
+                }
+            };
+            while let Ok(Ok(Some(line))) = tokio::time::timeout(DRAIN, lines.next_line()).await {
+                take(&line);
+            }
+            Ok::<_, std::io::Error>(status)
+        };
+        let Ok(status) = tokio::time::timeout(limit, whole).await else {
+            bail!(
+                "{title}: no end after {} s; its last lines:\n{}",
+                limit.as_secs(),
+                tail(&output)
+            );
+        };
+        let status = status.with_context(|| format!("wait for {title}"))?;
+        Ok(Ended { status, output })
+    }
+
+    /// Runs to the end and wants success; the error carries the end of the output.
+    pub(crate) async fn output(self, sink: impl FnMut(&str)) -> Result<String> {
+        let title = self.title();
+        let ended = self.ended(sink).await?;
+        if !ended.status.success() {
+            bail!("{title}: {}\n{}", ended.status, tail(&ended.output));
+        }
+        Ok(ended.output)
+    }
+
+    /// Starts a program that runs beside us until the handle is dropped; its output goes to `log`.
+    pub(crate) fn background(self, log: &Path) -> Result<Background> {
+        let title = self.title();
+        let file =
+            std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+        let mut command = self.command();
+        command.stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("start {title}"))?;
+        let group = Group::of(&child);
+        Ok(Background {
+            child,
+            log: log.to_owned(),
+            title,
+            _group: group,
+        })
+    }
+
+    fn start(self) -> Result<(Child, Option<Group>, Lines<BufReader<Receiver>>)> {
+        let title = self.title();
+        let own_group = !self.through_sudo();
+        let (reader, writer) = std::io::pipe().context("make a pipe")?;
+        let mut command = self.command();
+        command.stdout(writer.try_clone()?).stderr(writer);
+        let child = command.spawn().with_context(|| {
+            format!("start {title} (is it installed? `cargo xtask test` installs what it needs)")
+        })?;
+        drop(command); // holds the pipe's writing end
+        let group = if own_group { Group::of(&child) } else { None };
+        Ok((child, group, lines(reader)?))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = if self.through_sudo() {
+            let mut command = Command::new("sudo");
+            command.arg("--");
+            if !self.envs.is_empty() {
+                command.arg("env");
+                for (name, value) in &self.envs {
+                    let mut pair = name.clone();
+                    pair.push("=");
+                    pair.push(value);
+                    command.arg(pair);
+                }
+            }
+            command.arg(&self.program);
+            command
+        } else {
+            let mut command = Command::new(&self.program);
+            command
+                .envs(self.envs.iter().map(|(name, value)| (name, value)))
+                .process_group(0);
+            command
+        };
+        command
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
+        command
+    }
+
+    fn through_sudo(&self) -> bool {
+        self.as_root && !host::is_root()
+    }
+
+    fn title(&self) -> String {
+        let mut words = vec![
+            Path::new(&self.program)
+                .file_name()
+                .unwrap_or(&self.program),
+        ];
+        words.extend(self.args.iter().take(2).map(OsString::as_os_str));
+        words.join(OsStr::new(" ")).to_string_lossy().into_owned()
+    }
+}
+
+/// A program that runs beside us; dropping it kills it and all that it started.
+pub(crate) struct Background {
+    child: Child,
+    log: PathBuf,
+    title: String,
+    _group: Option<Group>,
+}
+
+impl Background {
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Fails when the program has ended already; the error carries its output.
+    pub(crate) fn is_alive(&mut self) -> Result<()> {
+        match self
+            .child
+            .try_wait()
+            .with_context(|| format!("look at {}", self.title))?
+        {
+            None => Ok(()),
+            Some(status) => {
+                let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+                bail!("{}: {status}\n{}", self.title, tail(&said))
+            }
+        }
+    }
+
+    /// Asks the program to end with SIGTERM and waits for it.
+    pub(crate) async fn stop(mut self, limit: Duration) -> Result<ExitStatus> {
+        let title = self.title.clone();
+        if let Some(pid) = self
+            .child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw)
+        {
+            rustix::process::kill_process(pid, Signal::TERM)
+                .with_context(|| format!("signal {title}"))?;
+        }
+        match tokio::time::timeout(limit, self.child.wait()).await {
+            Ok(status) => status.with_context(|| format!("wait for {title}")),
+            Err(_) => bail!(
+                "{title} did not end within {} s of SIGTERM",
+                limit.as_secs()
+            ),
+        }
+    }
+}
+
+/// A process group that is killed when its owner goes.
+struct Group(Pid);
+
+impl Group {
+    fn of(child: &Child) -> Option<Self> {
+        child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw)
+            .map(Self)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // ESRCH is the usual answer: all of them have ended
+        let _ = kill_process_group(self.0, Signal::KILL);
+    }
+}
+
+/// The last lines of a text.
+pub(crate) fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+fn lines(reader: PipeReader) -> Result<Lines<BufReader<Receiver>>> {
+    let receiver = Receiver::from_owned_fd(OwnedFd::from(reader)).context("watch a pipe")?;
+    Ok(BufReader::new(receiver).lines())
+}
