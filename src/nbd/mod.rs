@@ -1,4 +1,29 @@
-//! x
+//! An NBD export: handshake and transmission as machines, the lane that drives them, the listener of an export on a
+//! Unix socket, and the kernel's device.
+//!
+//! A room of its own because everything that speaks NBD is here, and nothing here knows what serves the blocks:
+//! `block::Backend` is all it sees of that.
+//!
+//! ```text
+//!  export (strangers)      kernel (netlink, sysfs)
+//!      |   \                   |
+//!  handshake \                 |
+//!               lane (one thread, one socket, one backend)
+//!                 |        \
+//!           transmission   pool
+//!                 |
+//!               wire
+//! ```
+
+mod error;
+mod export;
 pub mod handshake;
+mod lane;
+mod pool;
+mod thread;
 pub mod transmission;
 pub mod wire;
+
+pub use error::Error;
+pub use export::{ExportOptions, OpenError, serve_export};
+pub use lane::End;

@@ -8,7 +8,7 @@
 //! ```text
 //!           +--> Submit (no payload) ------------------------------+
 //!  Header --+--> Payload --> handle_payload (all of it is here) ---+--> handle_completion --> Reply | Submit (next part)
-//!           +--> Reply (refused) --> Skip (its payload)
+//!           +--> Skip (a refused write's payload) --> Reply (refused)
 //! ```
 //!
 //! Invariants:
@@ -172,8 +172,11 @@ enum State {
     Header,
     /// The driver places the payload of this token.
     Payload(Accepted),
-    /// Bytes of a refused write.
-    Skip(u32),
+    /// Bytes of a refused write, and what is said after them.
+    Skip {
+        missing: u32,
+        reply: Reply,
+    },
     Disconnected,
 }
 
@@ -228,30 +231,25 @@ impl Transmission {
     /// # Panics
     /// A payload is due (a bug of the driver).
     pub fn handle_input(&mut self, input: &[u8]) -> Result<(usize, Step), Violation> {
-        let mut used = 0;
-        if let State::Skip(missing) = self.state {
-            let take = u32::try_from(input.len()).unwrap_or(u32::MAX).min(missing);
-            used = usize::try_from(take).expect("not more than the input's length");
-            if take < missing {
-                self.state = State::Skip(missing - take);
-                return Ok((used, Step::NeedInput));
-            }
-            self.state = State::Header;
-        }
         match self.state {
+            State::Header => {}
+            State::Skip { missing, reply } => return Ok(self.skip(missing, reply, input)),
             State::Disconnected => return Ok((input.len(), Step::Disconnect)),
             State::Payload(_) => panic!("the payload that is due was given as a header"),
-            State::Header | State::Skip(_) => {}
         }
-        let Some((header, _)) = input[used..].split_first_chunk::<REQUEST_BYTES>() else {
-            return Ok((used, Step::NeedInput));
+        let Some((header, _)) = input.split_first_chunk::<REQUEST_BYTES>() else {
+            return Ok((0, Step::NeedInput));
         };
         let request = Request::parse(header)?;
         if !self.has_room(&request) {
-            return Ok((used, Step::Full));
+            return Ok((0, Step::Full));
         }
         let step = self.handle_request(&request)?;
-        Ok((used + REQUEST_BYTES, step))
+        if let State::Skip { missing, reply } = self.state {
+            let (skipped, step) = self.skip(missing, reply, &input[REQUEST_BYTES..]);
+            return Ok((REQUEST_BYTES + skipped, step));
+        }
+        Ok((REQUEST_BYTES, step))
     }
 
     /// The payload that was due is in place; the command to submit.
@@ -290,8 +288,8 @@ impl Transmission {
                 return Next::Submit(Accepted { token, command: Command::Flush });
             }
             (Ok(bytes), Part::Last { read_bytes }) => {
-                // A read of the wrong length would shift the stream: better a failed read than a lost connection.
-                let whole = read_bytes == 0 || u32::try_from(bytes) == Ok(read_bytes);
+                // Data of the wrong length, or after a write, would shift the stream: better a failed request.
+                let whole = u32::try_from(bytes) == Ok(read_bytes);
                 if whole { 0 } else { ErrorKind::Io.errno() }
             }
             (Err(kind), Part::Last { .. } | Part::Zeroes { .. } | Part::Flush) => kind.errno(),
@@ -337,15 +335,30 @@ impl Transmission {
             return Ok(Step::Disconnect);
         }
         if let Err(kind) = self.judge(request) {
-            if request.command == command::WRITE {
-                if request.length > SKIP_BYTES_MAX {
-                    return Err(Violation::WriteTooLarge(request.length));
-                }
-                self.state = State::Skip(request.length);
+            let reply = wire::simple_reply(request.cookie, kind.errno());
+            if request.command != command::WRITE || request.length == 0 {
+                return Ok(Step::Reply(reply));
             }
-            return Ok(Step::Reply(wire::simple_reply(request.cookie, kind.errno())));
+            if request.length > SKIP_BYTES_MAX {
+                return Err(Violation::WriteTooLarge(request.length));
+            }
+            // Not before the payload: libnbd knows no cookie of a request that it is still sending.
+            self.state = State::Skip { missing: request.length, reply };
+            return Ok(Step::NeedInput);
         }
         Ok(self.accept(request))
+    }
+
+    /// Throws a refused payload away, as far as it is here.
+    fn skip(&mut self, missing: u32, reply: Reply, input: &[u8]) -> (usize, Step) {
+        let take = u32::try_from(input.len()).unwrap_or(u32::MAX).min(missing);
+        let used = usize::try_from(take).expect("not more than the input's length");
+        if take < missing {
+            self.state = State::Skip { missing: missing - take, reply };
+            return (used, Step::NeedInput);
+        }
+        self.state = State::Header;
+        (used, Step::Reply(reply))
     }
 
     /// The one place where a request is judged; the first rule that fails names the error.

@@ -141,17 +141,20 @@ fn a_refused_write_is_skipped_to_its_last_byte() {
     ];
     for (write, expected) in cases {
         let mut machine = Transmission::new(&geometry());
-        refused(&mut machine, write, expected);
+        assert_eq!(step(&mut machine, write), Step::NeedInput, "the payload comes first");
         let mut left = usize::try_from(write.length).unwrap();
         while left > 300 {
             assert_eq!(machine.handle_input(&[0x25; 300]), Ok((300, Step::NeedInput)));
             left -= 300;
         }
         // The rest of the payload and the next request in one piece.
-        let tail = [&vec![0x25; left][..], &request(command::READ, 0, 0, 512).emit()].concat();
-        let (used, step) = machine.handle_input(&tail).unwrap();
-        assert_eq!(used, tail.len());
-        submitted(step);
+        let read = request(command::READ, 0, 0, 512);
+        let tail = [&vec![0x25; left][..], &read.emit()].concat();
+        let (used, refusal) = machine.handle_input(&tail).unwrap();
+        assert_eq!(used, left);
+        let Step::Reply(reply) = refusal else { panic!("{write:?} was not refused") };
+        assert_eq!(errno(&reply), expected, "{write:?}");
+        submitted(step(&mut machine, read));
     }
 }
 
@@ -171,8 +174,10 @@ fn a_read_only_device_refuses_what_writes() {
     let mut machine = Transmission::new(&Geometry { read_only: true, ..geometry() });
     refused(&mut machine, request(command::TRIM, 0, 0, 512), 1);
     refused(&mut machine, request(command::WRITE_ZEROES, 0, 0, 512), 1);
-    refused(&mut machine, request(command::WRITE, 0, 0, 512), 1);
-    assert_eq!(machine.handle_input(&[0; 512]), Ok((512, Step::NeedInput)));
+    assert_eq!(step(&mut machine, request(command::WRITE, 0, 0, 512)), Step::NeedInput);
+    let (used, refusal) = machine.handle_input(&[0; 512]).unwrap();
+    let Step::Reply(reply) = refusal else { panic!("a write was not refused") };
+    assert_eq!((used, errno(&reply)), (512, 1));
     submitted(step(&mut machine, request(command::READ, 0, 0, 512)));
 }
 
