@@ -181,7 +181,9 @@ impl SessionError {
     }
 
     pub(crate) fn lost(cause: io::Error) -> Self {
-        Self::Lost { cause: Arc::new(cause) }
+        Self::Lost {
+            cause: Arc::new(cause),
+        }
     }
 }
 
@@ -212,13 +214,19 @@ mod tests {
 
     #[test]
     fn refusals_say_what_to_do_in_one_line() {
-        let refused = LoginError::Refused { status: LoginStatus::AUTHENTICATION_FAILURE };
+        let refused = LoginError::Refused {
+            status: LoginStatus::AUTHENTICATION_FAILURE,
+        };
         let text = refused.to_string();
-        assert!(text.starts_with("authentication failed: the target refused the CHAP name or secret"));
+        assert!(
+            text.starts_with("authentication failed: the target refused the CHAP name or secret")
+        );
         assert!(text.contains("; check both"));
         assert!(!text.contains('\n'));
         assert_eq!(refused.retry(), Retry::Never);
-        let busy = LoginError::Refused { status: LoginStatus::SERVICE_UNAVAILABLE };
+        let busy = LoginError::Refused {
+            status: LoginStatus::SERVICE_UNAVAILABLE,
+        };
         assert_eq!(busy.retry(), Retry::AfterReconnect);
     }
 }
