@@ -8,3 +8,5 @@
 pub mod blkdev;
 pub mod listener;
 pub mod mount;
+pub mod netlink;
+pub mod socket;

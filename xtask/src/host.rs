@@ -44,7 +44,7 @@ pub(crate) const INTEROP: &[&str] = &[
 pub(crate) const BENCH: &[&str] = &["fio", "tgt"];
 
 /// apt's downloads on a slow line.
-const APT_LIMIT: Duration = Duration::from_secs(1200);
+const APT_LIMIT: Duration = Duration::from_mins(20);
 
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -118,7 +118,7 @@ fn apt(args: &[&str]) -> Run {
         .arg("-o")
         .arg("DPkg::Lock::Timeout=300")
         .args(args)
-        .as_root()
+        .privileged()
 }
 
 async fn missing(wanted: &BTreeSet<&str>) -> Result<Vec<String>> {

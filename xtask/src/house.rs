@@ -10,7 +10,7 @@ use crate::run::{Run, tail};
 use crate::ui::Stage;
 
 /// A full build on two slow cores with a cold cache, with room to spare.
-pub(crate) const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+pub(crate) const BUILD_LIMIT: Duration = Duration::from_hours(1);
 
 /// The repository's root.
 pub(crate) fn root() -> &'static Path {
@@ -35,7 +35,7 @@ pub(crate) fn cargo(limit: Duration) -> Run {
 
 /// Where build products go.
 pub(crate) async fn target_dir() -> Result<PathBuf> {
-    let output = cargo(Duration::from_secs(120))
+    let output = cargo(Duration::from_mins(2))
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .output(|_| {})
         .await?;
@@ -66,16 +66,16 @@ pub(crate) async fn build(args: &[&str], stage: &Stage) -> Result<Vec<(String, P
         .args(args)
         .args(["--message-format", "json-render-diagnostics"])
         .ended(|line| match artefact(line) {
-            Some(Some(executable)) => found.push(executable),
-            Some(None) => {}
-            None => stage.note(line),
+            Message::Executable(name, path) => found.push((name, path)),
+            Message::Other => {}
+            Message::Text => stage.note(line),
         })
         .await?;
     if !ended.status.success() {
         let said: Vec<&str> = ended
             .output
             .lines()
-            .filter(|line| artefact(line).is_none())
+            .filter(|line| artefact(line) == Message::Text)
             .collect();
         bail!(
             "cargo {}: {}\n{}",
@@ -95,19 +95,34 @@ pub(crate) fn executable(built: &[(String, PathBuf)], name: &str) -> Result<Path
         .with_context(|| format!("cargo built no {name}"))
 }
 
-/// `None`: not a message of cargo. `Some(None)`: a message without an executable.
-fn artefact(line: &str) -> Option<Option<(String, PathBuf)>> {
-    if !line.starts_with('{') {
-        return None;
+/// A line of cargo's output.
+#[derive(Debug, PartialEq, Eq)]
+enum Message {
+    /// For people.
+    Text,
+    /// For machines: an executable was made, under this target name.
+    Executable(String, PathBuf),
+    /// For machines, nothing of ours.
+    Other,
+}
+
+fn artefact(line: &str) -> Message {
+    let Some(message) = line
+        .starts_with('{')
+        .then(|| serde_json::from_str::<Value>(line))
+    else {
+        return Message::Text;
+    };
+    let Ok(message) = message else {
+        return Message::Text;
+    };
+    match (
+        message["target"]["name"].as_str(),
+        message["executable"].as_str(),
+    ) {
+        (Some(name), Some(path)) => Message::Executable(name.to_owned(), path.into()),
+        _ => Message::Other,
     }
-    let message: Value = serde_json::from_str(line).ok()?;
-    let executable = message["executable"].as_str();
-    let name = message["target"]["name"].as_str();
-    Some(
-        executable
-            .zip(name)
-            .map(|(path, name)| (name.to_owned(), path.into())),
-    )
 }
 
 #[cfg(test)]
@@ -117,11 +132,14 @@ mod tests {
     #[test]
     fn executables_are_told_from_other_messages() {
         let line = r#"{"reason":"compiler-artifact","target":{"name":"x"},"executable":"/t/x"}"#;
-        assert_eq!(artefact(line), Some(Some(("x".to_owned(), "/t/x".into()))));
+        assert_eq!(
+            artefact(line),
+            Message::Executable("x".to_owned(), "/t/x".into())
+        );
         assert_eq!(
             artefact(r#"{"reason":"build-finished","success":true}"#),
-            Some(None)
+            Message::Other
         );
-        assert_eq!(artefact("   Compiling x v0.1.0"), None);
+        assert_eq!(artefact("   Compiling x v0.1.0"), Message::Text);
     }
 }

@@ -3,9 +3,12 @@
 //! The roof of this program: arguments, signals, exit status. On Ctrl-C or SIGTERM the running task is
 //! dropped, and with it every process, VM and folder it had made.
 
+mod bench;
+mod demo;
 mod host;
 mod house;
 mod run;
+mod test;
 mod ui;
 mod vm;
 
@@ -31,6 +34,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Build everything and show the main job on this machine, or in a VM where its kernel has no nbd.
+    Demo {
+        /// In the VM in any case.
+        #[arg(long)]
+        vm: bool,
+    },
+    /// Run all tests, after installing what they need.
+    Test(test::Options),
+    /// Run the benches, and our export beside qemu-nbd on one target.
+    Bench(bench::Options),
     /// Make the guest image if need be, boot it, and run a shell script in it.
     Vm {
         /// The script; without it only the image is made.
@@ -75,6 +88,9 @@ fn main() -> ExitCode {
 
 async fn perform(verb: Verb) -> Result<ExitCode> {
     match verb {
+        Verb::Demo { vm } => demo::perform(vm).await.map(|()| ExitCode::SUCCESS),
+        Verb::Test(options) => test::perform(&options).await,
+        Verb::Bench(options) => bench::perform(&options).await.map(|()| ExitCode::SUCCESS),
         Verb::Vm {
             script,
             program,

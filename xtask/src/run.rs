@@ -1,8 +1,9 @@
 //! Running other programs: with a time limit, their output streamed, and nobody left behind.
 //!
 //! Invariants:
-//! 1. A program runs in a process group of its own, and the whole group is killed when the run ends in any
-//!    way but the program's own: an error, the time limit, Ctrl-C (the future is dropped).
+//! 1. A program runs in a process group of its own, and what is left of the group is killed when the run ends in
+//!    any way: by itself, by the time limit, by Ctrl-C (the future is dropped). Only `leaves_daemons` that
+//!    succeeds keeps them.
 //! 2. Programs under `sudo` stay in our own group: we could not kill them, but the terminal's Ctrl-C reaches them.
 
 use std::ffi::{OsStr, OsString};
@@ -10,10 +11,10 @@ use std::io::PipeReader;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
@@ -33,7 +34,9 @@ pub(crate) struct Run {
     envs: Vec<(OsString, OsString)>,
     dir: Option<PathBuf>,
     limit: Duration,
-    as_root: bool,
+    privileged: bool,
+    leaves_daemons: bool,
+    grace: Duration,
 }
 
 /// How a program ended, and all that it said on stdout and stderr.
@@ -51,7 +54,9 @@ impl Run {
             envs: Vec::new(),
             dir: None,
             limit,
-            as_root: false,
+            privileged: false,
+            leaves_daemons: false,
+            grace: Duration::ZERO,
         }
     }
 
@@ -78,8 +83,20 @@ impl Run {
     }
 
     /// Through `sudo` when we are not root ourselves.
-    pub(crate) fn as_root(mut self) -> Self {
-        self.as_root = true;
+    pub(crate) fn privileged(mut self) -> Self {
+        self.privileged = true;
+        self
+    }
+
+    /// What it started in the background lives on if it succeeds; somebody else takes that down.
+    pub(crate) fn leaves_daemons(mut self) -> Self {
+        self.leaves_daemons = true;
+        self
+    }
+
+    /// Before it is killed it is told to end, and given this time to undo what it did.
+    pub(crate) fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
         self
     }
 
@@ -87,7 +104,8 @@ impl Run {
     pub(crate) async fn ended(self, mut sink: impl FnMut(&str)) -> Result<Ended> {
         let title = self.title();
         let limit = self.limit;
-        let (mut child, _group, mut lines) = self.start()?;
+        let leaves_daemons = self.leaves_daemons;
+        let (mut child, group, mut lines) = self.start()?;
         let mut output = String::new();
         let mut take = |line: &str| {
             output.push_str(line);
@@ -117,6 +135,9 @@ impl Run {
             );
         };
         let status = status.with_context(|| format!("wait for {title}"))?;
+        if leaves_daemons && status.success() {
+            std::mem::forget(group);
+        }
         Ok(Ended { status, output })
     }
 
@@ -138,7 +159,7 @@ impl Run {
         let mut command = self.command();
         command.stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("start {title}"))?;
-        let group = Group::of(&child);
+        let group = Group::of(&child, Duration::ZERO);
         Ok(Background {
             child,
             log: log.to_owned(),
@@ -157,7 +178,11 @@ impl Run {
             format!("start {title} (is it installed? `cargo xtask test` installs what it needs)")
         })?;
         drop(command); // holds the pipe's writing end
-        let group = if own_group { Group::of(&child) } else { None };
+        let group = if own_group {
+            Group::of(&child, self.grace)
+        } else {
+            None
+        };
         Ok((child, group, lines(reader)?))
     }
 
@@ -194,7 +219,7 @@ impl Run {
     }
 
     fn through_sudo(&self) -> bool {
-        self.as_root && !host::is_root()
+        self.privileged && !host::is_root()
     }
 
     fn title(&self) -> String {
@@ -235,46 +260,40 @@ impl Background {
             }
         }
     }
-
-    /// Asks the program to end with SIGTERM and waits for it.
-    pub(crate) async fn stop(mut self, limit: Duration) -> Result<ExitStatus> {
-        let title = self.title.clone();
-        if let Some(pid) = self
-            .child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(Pid::from_raw)
-        {
-            rustix::process::kill_process(pid, Signal::TERM)
-                .with_context(|| format!("signal {title}"))?;
-        }
-        match tokio::time::timeout(limit, self.child.wait()).await {
-            Ok(status) => status.with_context(|| format!("wait for {title}")),
-            Err(_) => bail!(
-                "{title} did not end within {} s of SIGTERM",
-                limit.as_secs()
-            ),
-        }
-    }
 }
 
-/// A process group that is killed when its owner goes.
-struct Group(Pid);
+/// A process group that is ended when its owner goes.
+struct Group {
+    pid: Pid,
+    grace: Duration,
+}
 
 impl Group {
-    fn of(child: &Child) -> Option<Self> {
-        child
+    fn of(child: &Child, grace: Duration) -> Option<Self> {
+        let pid = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
-            .and_then(Pid::from_raw)
-            .map(Self)
+            .and_then(Pid::from_raw)?;
+        Some(Self { pid, grace })
+    }
+
+    /// Has the first of them ended? Nobody has waited for it yet, so its number is still its own.
+    fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.pid), options), Ok(None))
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if !self.grace.is_zero() && kill_process_group(self.pid, Signal::TERM).is_ok() {
+            let started = Instant::now();
+            while !self.has_ended() && started.elapsed() < self.grace {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
         // ESRCH is the usual answer: all of them have ended
-        let _ = kill_process_group(self.0, Signal::KILL);
+        let _ = kill_process_group(self.pid, Signal::KILL);
     }
 }
 

@@ -74,6 +74,10 @@ impl Stage {
         self.bar.suspend(|| line(text));
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }

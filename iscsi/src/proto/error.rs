@@ -82,6 +82,31 @@ pub enum LoginError {
     Misuse(Misuse),
 }
 
+/// Why a discovery failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiscoveryError {
+    /// The login of the discovery session failed.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// The session ended before the list was complete.
+    #[error("discovery at portal {portal} broke off: {cause}; try again")]
+    Session {
+        /// Where.
+        portal: Portal,
+        /// Why.
+        cause: SessionError,
+    },
+    /// The list did not come in time.
+    #[error("portal {portal} did not answer SendTargets within {}; try again", Seconds(*.after))]
+    Timeout {
+        /// Where.
+        portal: Portal,
+        /// After which time.
+        after: Duration,
+    },
+}
+
 /// What a caller did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -181,7 +206,9 @@ impl SessionError {
     }
 
     pub(crate) fn lost(cause: io::Error) -> Self {
-        Self::Lost { cause: Arc::new(cause) }
+        Self::Lost {
+            cause: Arc::new(cause),
+        }
     }
 }
 
@@ -212,13 +239,19 @@ mod tests {
 
     #[test]
     fn refusals_say_what_to_do_in_one_line() {
-        let refused = LoginError::Refused { status: LoginStatus::AUTHENTICATION_FAILURE };
+        let refused = LoginError::Refused {
+            status: LoginStatus::AUTHENTICATION_FAILURE,
+        };
         let text = refused.to_string();
-        assert!(text.starts_with("authentication failed: the target refused the CHAP name or secret"));
+        assert!(
+            text.starts_with("authentication failed: the target refused the CHAP name or secret")
+        );
         assert!(text.contains("; check both"));
         assert!(!text.contains('\n'));
         assert_eq!(refused.retry(), Retry::Never);
-        let busy = LoginError::Refused { status: LoginStatus::SERVICE_UNAVAILABLE };
+        let busy = LoginError::Refused {
+            status: LoginStatus::SERVICE_UNAVAILABLE,
+        };
         assert_eq!(busy.retry(), Retry::AfterReconnect);
     }
 }

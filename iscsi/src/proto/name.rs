@@ -57,7 +57,11 @@ impl FromStr for IscsiName {
             Some(("naa.", digits)) => matches!(digits.len(), 16 | 32) && is_hex(digits),
             _ => false,
         };
-        if is_kind { Ok(Self(name)) } else { Err(NameError::Kind(name)) }
+        if is_kind {
+            Ok(Self(name))
+        } else {
+            Err(NameError::Kind(name))
+        }
     }
 }
 
@@ -75,7 +79,10 @@ fn is_qualified(rest: &str) -> bool {
     let date = date.as_bytes();
     let is_date = date.len() == 7
         && date[4] == b'-'
-        && date.iter().enumerate().all(|(at, byte)| at == 4 || byte.is_ascii_digit());
+        && date
+            .iter()
+            .enumerate()
+            .all(|(at, byte)| at == 4 || byte.is_ascii_digit());
     is_date && !domain.is_empty() && !domain.starts_with(':')
 }
 
@@ -91,11 +98,17 @@ mod tests {
     #[test]
     fn names_of_three_kinds_are_read_and_folded() {
         for (text, name) in [
-            ("iqn.2010-10.org.openstack:volume-1f", "iqn.2010-10.org.openstack:volume-1f"),
+            (
+                "iqn.2010-10.org.openstack:volume-1f",
+                "iqn.2010-10.org.openstack:volume-1f",
+            ),
             ("iqn.2001-04.com.Example", "iqn.2001-04.com.example"),
             ("eui.02004567A425678D", "eui.02004567a425678d"),
             ("naa.52004567BA64678D", "naa.52004567ba64678d"),
-            ("naa.62004567BA64678D0123456789ABCDEF", "naa.62004567ba64678d0123456789abcdef"),
+            (
+                "naa.62004567BA64678D0123456789ABCDEF",
+                "naa.62004567ba64678d0123456789abcdef",
+            ),
         ] {
             assert_eq!(text.parse::<IscsiName>().unwrap().as_str(), name);
         }
@@ -104,8 +117,18 @@ mod tests {
     #[test]
     fn what_is_no_name_is_refused() {
         for text in [
-            "", "iqn", "iqn.", "iqn.2010-10", "iqn.2010-10.", "iqn.2010-10.:x", "iqn.201-010.org",
-            "eui.123", "naa.52004567BA64678", "disk1", "iqn.2010-10.org x", "iqn.2010-10.org=1",
+            "",
+            "iqn",
+            "iqn.",
+            "iqn.2010-10",
+            "iqn.2010-10.",
+            "iqn.2010-10.:x",
+            "iqn.201-010.org",
+            "eui.123",
+            "naa.52004567BA64678",
+            "disk1",
+            "iqn.2010-10.org x",
+            "iqn.2010-10.org=1",
             "iqn.2010-10.org\0",
         ] {
             assert!(text.parse::<IscsiName>().is_err(), "{text:?}");

@@ -71,7 +71,10 @@ impl FromStr for Portal {
         if port == 0 {
             return Err(error());
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
     }
 }
 
@@ -107,7 +110,10 @@ mod tests {
     #[test]
     fn target_addresses_carry_a_tag_or_none() {
         let (portal, tag) = Portal::from_target_address("[fe80::1]:3261,65535").unwrap();
-        assert_eq!((portal.to_string().as_str(), tag), ("[fe80::1]:3261", Some(65535)));
+        assert_eq!(
+            (portal.to_string().as_str(), tag),
+            ("[fe80::1]:3261", Some(65535))
+        );
         assert_eq!(Portal::from_target_address("10.0.0.1").unwrap().1, None);
         assert!(Portal::from_target_address("10.0.0.1:3260,65536").is_err());
         assert!(Portal::from_target_address("10.0.0.1:3260,").is_err());
@@ -116,8 +122,19 @@ mod tests {
     #[test]
     fn what_is_no_portal_is_refused() {
         for text in [
-            "", ":3260", "a:b", "a:0", "a:65536", "a:1:2", "[::1", "[x]", "[::1]3260", "[::1]:", "a b",
-            "a,1", "a/b",
+            "",
+            ":3260",
+            "a:b",
+            "a:0",
+            "a:65536",
+            "a:1:2",
+            "[::1",
+            "[x]",
+            "[::1]3260",
+            "[::1]:",
+            "a b",
+            "a,1",
+            "a/b",
         ] {
             assert!(text.parse::<Portal>().is_err(), "{text:?}");
         }

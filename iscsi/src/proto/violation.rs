@@ -30,7 +30,9 @@ pub enum Violation {
         value: String,
     },
     /// A value that the key may have, but not as an answer to what we offered.
-    #[error("key {key} was answered with {value:?}, which does not follow from our offer {offer:?}")]
+    #[error(
+        "key {key} was answered with {value:?}, which does not follow from our offer {offer:?}"
+    )]
     KeyAnswer {
         /// The key.
         key: String,
@@ -177,11 +179,18 @@ const EXCERPT_CHARS_MAX: usize = 64;
 
 impl Violation {
     pub(crate) fn value(key: &str, value: &str) -> Self {
-        Self::KeyValue { key: key.to_owned(), value: excerpt(value) }
+        Self::KeyValue {
+            key: key.to_owned(),
+            value: excerpt(value),
+        }
     }
 
     pub(crate) fn answer(key: &str, value: &str, offer: &str) -> Self {
-        Self::KeyAnswer { key: key.to_owned(), value: excerpt(value), offer: offer.to_owned() }
+        Self::KeyAnswer {
+            key: key.to_owned(),
+            value: excerpt(value),
+            offer: offer.to_owned(),
+        }
     }
 }
 

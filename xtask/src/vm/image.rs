@@ -16,10 +16,26 @@ use crate::{host, house};
 /// Sparse: what is not written costs nothing. Room for containers and test files of some GiB.
 const DISK_SIZE: &str = "12G";
 /// 160 MB of packages over a slow line, unpacked by a busy machine.
-const LIMIT: Duration = Duration::from_secs(1800);
+const LIMIT: Duration = Duration::from_mins(30);
 /// What a host that is not Debian gets.
 const FALLBACK_SUITE: &str = "bookworm";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// First part of the names of folders: of a boot, and of an image that is being made.
+const RUN: &str = "run-";
+const NEW: &str = "new-";
+
+/// The folder of one boot; removed when dropped, locked until then.
+pub(crate) struct RunDir {
+    dir: tempfile::TempDir,
+    _held: File,
+}
+
+impl RunDir {
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
 
 /// A guest that can be booted.
 #[derive(Clone)]
@@ -40,9 +56,9 @@ impl Image {
         let dir = house::bed_dir().await?.join("vm");
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let image = Self { dir };
-        let lock = File::create(image.dir.join("lock")).context("lock the image's folder")?;
-        let waiting = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock));
-        let _lock = waiting.await?.context("lock the image's folder")?;
+        let waiting = image.clone();
+        let _lock = tokio::task::spawn_blocking(move || waiting.locked()).await??;
+        image.sweep();
 
         let suite = suite();
         let sources = sources(&suite).await?;
@@ -67,18 +83,41 @@ impl Image {
     }
 
     /// A folder for one boot, removed with its handle.
-    pub(crate) fn run_dir(&self) -> Result<tempfile::TempDir> {
-        tempfile::Builder::new()
-            .prefix("run-")
-            .tempdir_in(&self.dir)
-            .context("make a folder for the VM")
+    pub(crate) fn run_dir(&self) -> Result<RunDir> {
+        let _lock = self.locked()?;
+        let dir = tempfile::Builder::new().prefix(RUN).tempdir_in(&self.dir);
+        let dir = dir.context("make a folder for the VM")?;
+        let held = File::open(dir.path()).and_then(|folder| folder.lock().map(|()| folder));
+        Ok(RunDir {
+            _held: held.context("lock the VM's folder")?,
+            dir,
+        })
+    }
+
+    /// Held while the image is made or looked at.
+    fn locked(&self) -> Result<File> {
+        let lock = File::create(self.dir.join("lock"));
+        let lock = lock.and_then(|lock| lock.lock().map(|()| lock));
+        lock.context("lock the image's folder")
+    }
+
+    /// Removes what runs left that were killed outright: their folders are locked by nobody.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_run = name
+                .to_str()
+                .is_some_and(|name| name.starts_with(RUN) || name.starts_with(NEW));
+            if is_run && File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok()) {
+                // what cannot be removed costs space, nothing else
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     async fn make(&self, suite: &str, sources: &str, recipe: &str) -> Result<()> {
         let stage = Stage::begin("make the guest image");
-        let new = tempfile::Builder::new()
-            .prefix("new-")
-            .tempdir_in(&self.dir)?;
+        let new = tempfile::Builder::new().prefix(NEW).tempdir_in(&self.dir)?;
         let new_path = new.path().to_owned();
         let list = new_path.join("sources.list");
         std::fs::write(&list, sources)?;
@@ -104,7 +143,7 @@ impl Image {
             .arg(suite)
             .arg("/dev/null")
             .arg(&list)
-            .as_root()
+            .privileged()
             .output(|line| stage.note(line))
             .await
             .context("make the guest image")?;
@@ -150,7 +189,7 @@ fn suite() -> String {
 
 /// One-line apt sources of the suite.
 async fn sources(suite: &str) -> Result<String> {
-    let output = Run::new("apt-get", Duration::from_secs(60))
+    let output = Run::new("apt-get", Duration::from_mins(1))
         .args([
             "indextargets",
             "--format",

@@ -18,7 +18,7 @@ use super::job::{Job, Outcome};
 use crate::run::{Run, tail};
 
 /// Boot, packing of the result and power-off, on a busy machine; the script has its own limit.
-const SLACK: Duration = Duration::from_secs(120);
+const SLACK: Duration = Duration::from_mins(2);
 /// Room for what the script leaves in `$OUT`; sparse.
 const OUT_BYTES: u64 = 1 << 30;
 
