@@ -18,6 +18,7 @@ pub mod mode;
 pub mod sense;
 pub mod status;
 pub mod units;
+pub mod verdict;
 pub mod vpd;
 
 mod field;
@@ -29,6 +30,7 @@ pub use lun::LunAddress;
 pub use sense::{Sense, SenseKey};
 pub use status::Status;
 pub use units::{BlockLength, Blocks, ByteCount, Lba};
+pub use verdict::Verdict;
 
 /// What a target sent is not what the standard says: the transport was sound, the content is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

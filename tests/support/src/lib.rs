@@ -4,4 +4,6 @@
 //! constants are written from the standards and never imported from `iscsi` or `cinder-nbd`: a wrong number in the
 //! product must meet a right one here.
 
+mod random;
+pub mod target;
 pub mod tgt;
