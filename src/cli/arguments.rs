@@ -9,8 +9,16 @@ use crate::volume::SizeGib;
 
 /// OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi.
 #[derive(Debug, Parser)]
-#[command(name = "cinder-nbd", version, about, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+#[command(
+    name = "cinder-nbd",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
 pub struct Arguments {
     /// The configuration file [default: /etc/cinder-nbd/cinder-nbd.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE")]
@@ -32,8 +40,10 @@ pub enum Verb {
     )]
     Daemon,
     /// Attach a volume as /dev/nbdX and print the device
-    #[command(after_help = "Examples:\n  cinder-nbd attach data1\n  cinder-nbd attach --portal 192.0.2.10:3260 \
-        --target iqn.2026-11.example:disk1 --lun 0 --chap-user me --chap-secret-file /root/chap")]
+    #[command(
+        after_help = "Examples:\n  cinder-nbd attach data1\n  cinder-nbd attach --portal 192.0.2.10:3260 \
+        --target iqn.2026-11.example:disk1 --lun 0 --chap-user me --chap-secret-file /root/chap"
+    )]
     Attach(Attach),
     /// Detach a volume by name, UUID or device
     #[command(after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0")]
@@ -58,8 +68,10 @@ pub enum Verb {
     Status(Show),
     /// Create, list, show and delete volumes in Cinder; needs no daemon
     #[command(subcommand)]
-    #[command(after_help = "The cloud is named as for the openstack command: OS_CLOUD with clouds.yaml, or the OS_* \
-        variables, or [cloud] in the configuration file.\n\nExample:\n  cinder-nbd volume create data1 --size 10")]
+    #[command(
+        after_help = "The cloud is named as for the openstack command: OS_CLOUD with clouds.yaml, or the OS_* \
+        variables, or [cloud] in the configuration file.\n\nExample:\n  cinder-nbd volume create data1 --size 10"
+    )]
     Volume(VolumeVerb),
 }
 
@@ -193,13 +205,13 @@ pub struct VolumeCreate {
     #[arg(long, value_name = "TEXT")]
     pub description: Option<String>,
     /// Make it from this snapshot
-    #[arg(long, value_name = "ID", group = "source")]
+    #[arg(long, value_name = "ID", group = "origin")]
     pub snapshot: Option<String>,
     /// Make it from this volume
-    #[arg(long, value_name = "ID", group = "source")]
+    #[arg(long, value_name = "ID", group = "origin")]
     pub source: Option<String>,
     /// Make it from this image
-    #[arg(long, value_name = "ID", group = "source")]
+    #[arg(long, value_name = "ID", group = "origin")]
     pub image: Option<String>,
     /// How to print.
     #[command(flatten)]
@@ -259,7 +271,11 @@ mod tests {
             "volume show v1 --json".to_owned(),
             "volume delete v1".to_owned(),
         ] {
-            assert!(parsed(&words).is_ok(), "{words}: {}", parsed(&words).unwrap_err());
+            assert!(
+                parsed(&words).is_ok(),
+                "{words}: {}",
+                parsed(&words).unwrap_err()
+            );
         }
     }
 
@@ -277,7 +293,8 @@ mod tests {
             format!("attach {target} --chap-secret-file f"),
             format!("export {target}"),
             "export --socket /tmp/s".to_owned(),
-            "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s".to_owned(),
+            "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s"
+                .to_owned(),
             "discover".to_owned(),
             "volume create v1 --size 0".to_owned(),
             "volume create v1 --snapshot a --image b".to_owned(),
@@ -290,7 +307,9 @@ mod tests {
 
     #[test]
     fn a_volume_alone_has_no_target() {
-        let Verb::Attach(attach) = parsed("attach v1").unwrap().verb else { panic!("not attach") };
+        let Verb::Attach(attach) = parsed("attach v1").unwrap().verb else {
+            panic!("not attach")
+        };
         assert!(attach.target.is_none());
         assert_eq!(attach.volume.as_deref(), Some("v1"));
     }

@@ -34,7 +34,16 @@ async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
     }
     let rows: Vec<Vec<String>> = targets
         .iter()
-        .flat_map(|target| target.portals.iter().map(|portal| vec![target.name.to_string(), portal.to_string()]))
+        .flat_map(|target| {
+            target
+                .portals
+                .iter()
+                .map(|portal| vec![target.name.to_string(), portal.to_string()])
+        })
         .collect();
-    print_table(&["TARGET", "PORTAL"], &rows, "the portal shows no targets to us")
+    print_table(
+        &["TARGET", "PORTAL"],
+        &rows,
+        "the portal shows no targets to us",
+    )
 }

@@ -15,7 +15,10 @@ pub(super) fn credentials(options: &ChapOptions) -> anyhow::Result<Option<ChapCr
     let (Some(name), Some(file)) = (&options.chap_user, &options.chap_secret_file) else {
         return Ok(None);
     };
-    Ok(Some(ChapCredentials { name: name.clone(), secret: read(file)? }))
+    Ok(Some(ChapCredentials {
+        name: name.clone(),
+        secret: read(file)?,
+    }))
 }
 
 fn read(path: &Path) -> anyhow::Result<Secret> {
@@ -29,7 +32,10 @@ fn read(path: &Path) -> anyhow::Result<Secret> {
         text.pop();
     }
     if text.is_empty() {
-        bail!("the CHAP secret file {} is empty; write the secret into it", path.display());
+        bail!(
+            "the CHAP secret file {} is empty; write the secret into it",
+            path.display()
+        );
     }
     Ok(Secret::new(text))
 }
@@ -48,7 +54,12 @@ mod tests {
 
     #[test]
     fn exactly_one_newline_is_trimmed() {
-        for (content, secret) in [("abc", "abc"), ("abc\n", "abc"), ("abc \n\n", "abc \n"), (" a", " a")] {
+        for (content, secret) in [
+            ("abc", "abc"),
+            ("abc\n", "abc"),
+            ("abc \n\n", "abc \n"),
+            (" a", " a"),
+        ] {
             assert_eq!(read(file(content).path()).unwrap().expose(), secret);
         }
     }

@@ -35,9 +35,7 @@ pub use engine::{Engine, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
 pub use platform::{Content, Device, MountOptions, MountUser, Platform};
-pub use request::{
-    CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName,
-};
+pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting need it.
 pub const CREATED_BY: &str = "cinder-nbd.created_by";
