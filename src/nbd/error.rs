@@ -33,8 +33,8 @@ pub enum Error {
     /// A backend could not be opened on its lane.
     #[error("cannot open the backend")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A lane's thread ended before it served anything.
-    #[error("a lane ended before it began: see the log, this is a bug")]
+    /// A thread of ours panicked.
+    #[error("a thread of the device ended unexpectedly: a bug; the log says where")]
     LaneLost,
     /// There is nothing to serve.
     #[error("a kernel device needs at least one lane")]

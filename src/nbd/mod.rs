@@ -18,6 +18,7 @@
 mod error;
 mod export;
 pub mod handshake;
+mod kernel;
 mod lane;
 mod pool;
 mod thread;
@@ -26,4 +27,5 @@ pub mod wire;
 
 pub use error::Error;
 pub use export::{ExportOptions, OpenError, serve_export};
+pub use kernel::KernelDevice;
 pub use lane::End;
