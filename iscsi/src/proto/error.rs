@@ -1,0 +1,257 @@
+//! Why a login failed and why a session ended, sorted by fault.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Portal, Violation};
+use crate::wire::login::LoginStatus;
+use crate::wire::reject::RejectReason;
+
+/// Whether it helps to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Retry {
+    /// At once, on the same session.
+    Now,
+    /// With a new connection and login, after a pause.
+    AfterReconnect,
+    /// Not before somebody has changed something.
+    Never,
+}
+
+/// Why a login failed. One line, with what to do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoginError {
+    /// No connection to the portal came to be.
+    #[error(
+        "cannot reach portal {portal}: {cause}; check the address, the port and that the target runs"
+    )]
+    Unreachable {
+        /// Where.
+        portal: Portal,
+        /// What the system said.
+        cause: Arc<io::Error>,
+    },
+    /// The connection broke during the login.
+    #[error(
+        "portal {portal} dropped the connection during login: {cause}; check that it serves iSCSI \
+         and exports this target"
+    )]
+    Lost {
+        /// Where.
+        portal: Portal,
+        /// What the system said.
+        cause: Arc<io::Error>,
+    },
+    /// Connect and login together took too long.
+    #[error(
+        "login at portal {portal} did not end within {}; check the network and the target's load",
+        Seconds(*.after)
+    )]
+    Timeout {
+        /// Where.
+        portal: Portal,
+        /// After which time.
+        after: Duration,
+    },
+    /// The target said no.
+    #[error("{status}; {}", remedy(*.status))]
+    Refused {
+        /// Class and detail.
+        status: LoginStatus,
+    },
+    /// The target accepts none of the ways to authenticate that we offered.
+    #[error(
+        "the target accepts none of the offered authentication methods ({offered}); set the CHAP \
+         name and secret that the target expects"
+    )]
+    Authentication {
+        /// What we offered.
+        offered: &'static str,
+    },
+    /// The target broke a rule.
+    #[error("the target broke the iSCSI protocol during login: {0}; report it to its vendor")]
+    Violation(#[from] Violation),
+    /// The target sent us on too often.
+    #[error("more than {0} redirections; check the target's portal configuration")]
+    TooManyRedirects(usize),
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    Misuse(Misuse),
+}
+
+/// Why a discovery failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiscoveryError {
+    /// The login of the discovery session failed.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// The session ended before the list was complete.
+    #[error("discovery at portal {portal} broke off: {cause}; try again")]
+    Session {
+        /// Where.
+        portal: Portal,
+        /// Why.
+        cause: SessionError,
+    },
+    /// The list did not come in time.
+    #[error("portal {portal} did not answer SendTargets within {}; try again", Seconds(*.after))]
+    Timeout {
+        /// Where.
+        portal: Portal,
+        /// After which time.
+        after: Duration,
+    },
+}
+
+/// What a caller did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Misuse {
+    /// A normal session without a target.
+    #[error("a normal session needs a target name; give one, or discover it first")]
+    NoTarget,
+    /// A CHAP name that is empty, too long, or has a zero byte.
+    #[error("the CHAP name must have 1 to 255 bytes and no zero byte; correct it")]
+    ChapName,
+    /// A CHAP secret that is empty.
+    #[error("the CHAP secret is empty; give the secret that the target expects")]
+    ChapSecret,
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The connection broke.
+    #[error("the iSCSI connection was lost: {cause}")]
+    Lost {
+        /// What the system said.
+        cause: Arc<io::Error>,
+    },
+    /// The target did not answer a ping.
+    #[error("the target did not answer a ping within {}", Seconds(*.after))]
+    Silent {
+        /// After which time.
+        after: Duration,
+    },
+    /// The target broke a rule.
+    #[error("the target broke the iSCSI protocol: {0}")]
+    Violation(#[from] Violation),
+    /// The target rejected a PDU of ours.
+    #[error("the target rejected a PDU with opcode {opcode:#04x}: {reason}")]
+    Rejected {
+        /// Why.
+        reason: RejectReason,
+        /// Of the rejected PDU.
+        opcode: u8,
+    },
+    /// The target said that it drops the connection or the session.
+    #[error(
+        "the target dropped the session; it may be taken up again after {wait} s, for {retain} s"
+    )]
+    Dropped {
+        /// `Time2Wait`, seconds.
+        wait: u16,
+        /// `Time2Retain`, seconds.
+        retain: u16,
+    },
+    /// The target asked us to log out, and we did.
+    #[error("the target asked for a logout")]
+    LogoutRequested,
+    /// We logged out.
+    #[error("the session was logged out")]
+    LoggedOut,
+    /// The logout was not answered in time.
+    #[error("the target did not answer the logout within {}", Seconds(*.after))]
+    LogoutTimeout {
+        /// After which time.
+        after: Duration,
+    },
+}
+
+impl LoginError {
+    /// Whether it helps to try again.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::Timeout { .. } => {
+                Retry::AfterReconnect
+            }
+            // RFC 7143 §11.13.5: class 3 is the target's trouble and may pass; class 2 is ours
+            Self::Refused { status } if status.class == 3 => Retry::AfterReconnect,
+            Self::Refused { .. }
+            | Self::Authentication { .. }
+            | Self::Violation(_)
+            | Self::TooManyRedirects(_)
+            | Self::Misuse(_) => Retry::Never,
+        }
+    }
+}
+
+impl SessionError {
+    /// Whether it helps to try again.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Lost { .. }
+            | Self::Silent { .. }
+            | Self::Violation(_)
+            | Self::Rejected { .. }
+            | Self::Dropped { .. }
+            | Self::LogoutRequested => Retry::AfterReconnect,
+            Self::LoggedOut | Self::LogoutTimeout { .. } => Retry::Never,
+        }
+    }
+
+    pub(crate) fn lost(cause: io::Error) -> Self {
+        Self::Lost {
+            cause: Arc::new(cause),
+        }
+    }
+}
+
+/// What to do about a refused login.
+fn remedy(status: LoginStatus) -> &'static str {
+    match (status.class, status.detail) {
+        (2, 1) => "check both, and whether the target expects CHAP at all",
+        (2, 2) => "add the initiator name to the target's access list",
+        (2, 3 | 4) => "check the target name, or discover what the portal offers",
+        (2, 5..=11) => "check the target's configuration",
+        (3, _) => "try again later",
+        (_, _) => "see the target's log",
+    }
+}
+
+/// A duration as people read it.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} s", self.0.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_say_what_to_do_in_one_line() {
+        let refused = LoginError::Refused {
+            status: LoginStatus::AUTHENTICATION_FAILURE,
+        };
+        let text = refused.to_string();
+        assert!(
+            text.starts_with("authentication failed: the target refused the CHAP name or secret")
+        );
+        assert!(text.contains("; check both"));
+        assert!(!text.contains('\n'));
+        assert_eq!(refused.retry(), Retry::Never);
+        let busy = LoginError::Refused {
+            status: LoginStatus::SERVICE_UNAVAILABLE,
+        };
+        assert_eq!(busy.retry(), Retry::AfterReconnect);
+    }
+}

@@ -1,0 +1,487 @@
+//! From requests in bytes to SCSI commands in blocks, and back: the decisions of a LUN, without I/O.
+//!
+//! ```text
+//!   submit ──► Active request ──► poll_command: pieces within the limits ──► (driver)
+//!                 │  ▲                                   ▲                        │
+//!   poll_      all│  │more pieces,             repeats,  │                        ▼
+//!   completion ◄──┘  └─ then a cache flush     paused ───┴──── handle_completion ─┘
+//! ```
+//!
+//! Source: SBC-4 4.15 (caches), 5.20 to 5.49 (commands); SAM-5 5.3 (status), 5.14 (unit attention).
+//!
+//! Invariants:
+//! 1. Every request that `submit` took ends exactly once, and only when none of its commands is out.
+//! 2. A request that must be stable before its answer ends after a cache flush that left after all its writes were
+//!    answered (NBD: a flush covers the writes answered before; FUA covers the write itself).
+//! 3. A command is repeated only if the answer says that it was not done, or was given up; never after a lost session.
+//! 4. A read ends well only if every byte of it was moved.
+//! 5. Steady work on requests of one command each allocates nothing.
+
+mod job;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use iscsi::client::Patience;
+use iscsi::io::{Command, Completion as Answer, Data};
+use iscsi::scsi::sense::code;
+use iscsi::scsi::{ByteCount, Cdb, Lba, Sense, SenseKey, Status, Verdict};
+
+use super::failure::kind_of;
+use super::limits::Limits;
+use super::pace::{DEPTH_MAX, Pace};
+use crate::block::{Completion, ErrorKind, Operation, Request};
+use job::{Active, Next};
+
+/// All requests and commands of one LUN.
+#[derive(Debug)]
+pub(super) struct Machine {
+    limits: Limits,
+    active: Vec<Option<Active>>,
+    active_free: Vec<usize>,
+    tasks: Vec<Option<Task>>,
+    tasks_free: Vec<usize>,
+    /// Requests with commands to send, oldest first; a request is in it at most once.
+    ready: VecDeque<usize>,
+    /// Tasks that are to be repeated.
+    repeats: Vec<Repeat>,
+    done: VecDeque<Completion>,
+    /// Commands at the driver.
+    out: usize,
+    pace: Pace,
+    /// Zeroes to send, and the one block that WRITE SAME repeats.
+    zeroes: Bytes,
+    /// A write that had been answered was lost: the next flush must say so.
+    write_lost: bool,
+    lost: bool,
+    /// When to look for commands that were not answered; `None` while nothing was out at the last look.
+    next_look: Option<Instant>,
+    remarks: Remarks,
+}
+
+/// One command of a request, from its first sending to its last answer.
+#[derive(Debug)]
+struct Task {
+    request: usize,
+    cdb: Cdb,
+    lba: Lba,
+    /// Bytes that GOOD must have moved; `None` for commands whose data is only a parameter.
+    bytes: Option<u32>,
+    patience: Patience,
+    sent: Instant,
+}
+
+#[derive(Debug)]
+struct Repeat {
+    due: Instant,
+    task: usize,
+    data: Data,
+}
+
+impl Machine {
+    pub(super) fn new(limits: Limits, now: Instant) -> Self {
+        let zeroes = limits.block_length.bytes_of(limits.zeroes_max).0;
+        let zeroes = usize::try_from(zeroes).unwrap_or_default();
+        Self {
+            limits,
+            active: (0..REQUESTS_MAX).map(|_| None).collect(),
+            active_free: (0..REQUESTS_MAX).rev().collect(),
+            tasks: (0..DEPTH_MAX).map(|_| None).collect(),
+            tasks_free: (0..DEPTH_MAX).rev().collect(),
+            ready: VecDeque::with_capacity(REQUESTS_MAX),
+            repeats: Vec::with_capacity(DEPTH_MAX),
+            done: VecDeque::with_capacity(REQUESTS_MAX),
+            out: 0,
+            pace: Pace::new(),
+            zeroes: Bytes::from(vec![0; zeroes]),
+            write_lost: false,
+            lost: false,
+            next_look: None,
+            remarks: Remarks {
+                since: now,
+                said: 0,
+            },
+        }
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    /// Gives it back when no slot is free.
+    pub(super) fn submit(&mut self, request: Request) -> Result<(), Request> {
+        let Some(slot) = self.active_free.pop() else {
+            return Err(request);
+        };
+        let token = request.token;
+        match self.accept(request) {
+            Ok(active) => {
+                self.active[slot] = Some(active);
+                self.go_on(slot);
+            }
+            Err(kind) => {
+                self.active_free.push(slot);
+                self.done.push_back(Completion {
+                    token,
+                    result: Err(kind),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The driver's answer to a task.
+    pub(super) fn handle_completion(&mut self, answer: Answer, name: &str, now: Instant) {
+        let slot = usize::try_from(answer.token).unwrap_or(usize::MAX);
+        let Some(task) = self.tasks.get_mut(slot).and_then(Option::as_mut) else {
+            return;
+        };
+        self.out = self.out.saturating_sub(1);
+        let Answer {
+            status,
+            sense,
+            transferred,
+            data,
+            ..
+        } = answer;
+        let verdict = Verdict::of(status, sense.as_ref());
+        let pause = task.patience.pause(verdict);
+        match verdict {
+            Verdict::Good => self.pace.handle_good(),
+            Verdict::TaskSetFull => self.pace.handle_full(self.out),
+            Verdict::UnitAttention => {
+                let power_on = sense.is_some_and(|sense| sense.is(code::POWER_ON_OCCURRED));
+                // What a volatile cache held when the power went is gone, whoever wrote it.
+                self.write_lost |= power_on && self.limits.write_cache != Some(false);
+            }
+            Verdict::DeferredError => self.write_lost = true,
+            Verdict::Busy | Verdict::Aborted | Verdict::Failed => {}
+        }
+        if verdict != Verdict::Good && self.remarks.may_speak(now) {
+            let what = Remark {
+                cdb: task.cdb,
+                lba: task.lba,
+                status,
+                sense: sense.as_ref(),
+            };
+            tracing::warn!(lun = name, %what, repeated = pause.is_some(), "a command was not done");
+        }
+        if let Some(pause) = pause {
+            self.repeats.push(Repeat {
+                due: now + pause,
+                task: slot,
+                data,
+            });
+            return;
+        }
+        let short = task.bytes.is_some_and(|bytes| bytes != transferred);
+        let outcome = match verdict {
+            Verdict::Good if short => Err(ErrorKind::Io),
+            Verdict::Good => Ok(data),
+            Verdict::UnitAttention
+            | Verdict::DeferredError
+            | Verdict::Busy
+            | Verdict::TaskSetFull
+            | Verdict::Aborted
+            | Verdict::Failed => Err(kind_of(status, sense.as_ref())),
+        };
+        if let Some(task) = self.free_task(slot) {
+            self.settle(&task, outcome, sense.as_ref());
+        }
+    }
+
+    /// The driver did not take a command: it stays to be sent.
+    pub(super) fn handle_unsent(&mut self, task: u64, command: Command, now: Instant) {
+        self.out = self.out.saturating_sub(1);
+        let task = usize::try_from(task).unwrap_or(usize::MAX);
+        self.repeats.push(Repeat {
+            due: now,
+            task,
+            data: command.data,
+        });
+    }
+
+    /// The session is lost: nothing that was out will be answered.
+    pub(super) fn handle_lost(&mut self) {
+        self.lost = true;
+        self.out = 0;
+        self.ready.clear();
+        self.repeats.clear();
+        for slot in 0..self.tasks.len() {
+            self.free_task(slot);
+        }
+        for slot in 0..self.active.len() {
+            if let Some(active) = &mut self.active[slot] {
+                active.fail(ErrorKind::Io);
+                self.finish(slot);
+            }
+        }
+    }
+
+    /// Looks after commands that were not answered; true if one has been out for too long.
+    pub(super) fn handle_time(&mut self, now: Instant) -> bool {
+        if self.next_look.is_none_or(|look| look > now) {
+            return false;
+        }
+        self.next_look = (self.out > 0).then(|| now + LOOK_INTERVAL);
+        let waits = |slot: usize| self.repeats.iter().any(|repeat| repeat.task == slot);
+        self.tasks.iter().enumerate().any(|(slot, task)| {
+            task.as_ref().is_some_and(|task| {
+                now.duration_since(task.sent) >= COMMAND_TIMEOUT && !waits(slot)
+            })
+        })
+    }
+
+    /// The next command to send, with its task's number.
+    pub(super) fn poll_command(&mut self, now: Instant) -> Option<(u64, Command)> {
+        if self.lost || self.out >= self.pace.depth() {
+            return None;
+        }
+        let (slot, data) = match self.due(now) {
+            Some(repeat) => (repeat.task, repeat.data),
+            None => self.begin(now)?,
+        };
+        let task = self.tasks[slot].as_mut()?;
+        task.sent = now;
+        self.out += 1;
+        if self.next_look.is_none() {
+            self.next_look = Some(now + LOOK_INTERVAL);
+        }
+        let command = Command {
+            lun: self.limits.lun,
+            cdb: task.cdb,
+            data,
+        };
+        Some((u64::try_from(slot).unwrap_or(u64::MAX), command))
+    }
+
+    /// The next request that has ended.
+    pub(super) fn poll_completion(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    /// When to come back even if nothing happens.
+    pub(super) fn poll_deadline(&self) -> Option<Instant> {
+        let held = self.out >= self.pace.depth();
+        let repeat = self
+            .repeats
+            .iter()
+            .map(|repeat| repeat.due)
+            .min()
+            .filter(|_| !held);
+        match (repeat, self.next_look) {
+            (Some(repeat), Some(look)) => Some(repeat.min(look)),
+            (repeat, look) => repeat.or(look),
+        }
+    }
+
+    /// How many more requests `submit` takes.
+    pub(super) fn free_slots(&self) -> usize {
+        self.active_free.len()
+    }
+
+    /// Turns a request into work, or says why it cannot be done.
+    fn accept(&self, request: Request) -> Result<Active, ErrorKind> {
+        if self.lost {
+            return Err(ErrorKind::Io);
+        }
+        let Request {
+            token,
+            operation,
+            offset,
+        } = request;
+        let (bytes, writes) = match &operation {
+            Operation::Read(data) => (data.len(), false),
+            Operation::Write { data, .. } => (data.len(), true),
+            Operation::Flush => return Ok(Active::flush(token)),
+            Operation::Trim { len } | Operation::WriteZeroes { len, .. } => {
+                (usize::try_from(*len).unwrap_or(usize::MAX), true)
+            }
+        };
+        let length = self.limits.block_length;
+        let begin = length.lba_at(ByteCount(offset)).ok_or(ErrorKind::Invalid)?;
+        let bytes = u64::try_from(bytes).map_err(|_| ErrorKind::Invalid)?;
+        let blocks = length
+            .blocks_in(ByteCount(bytes))
+            .ok_or(ErrorKind::Invalid)?;
+        match begin.checked_add(blocks) {
+            Some(end) if end <= self.limits.end => {}
+            _ => return Err(ErrorKind::OutOfRange),
+        }
+        if writes && self.limits.read_only {
+            return Err(ErrorKind::ReadOnly);
+        }
+        Ok(Active::new(token, operation, begin, blocks, &self.limits))
+    }
+
+    /// Takes the repeat that has waited longest, if its time has come.
+    fn due(&mut self, now: Instant) -> Option<Repeat> {
+        let at = (0..self.repeats.len()).min_by_key(|at| self.repeats[*at].due)?;
+        (self.repeats[at].due <= now).then(|| self.repeats.swap_remove(at))
+    }
+
+    /// Begins the next command of the oldest request that has one.
+    fn begin(&mut self, now: Instant) -> Option<(usize, Data)> {
+        loop {
+            let request = *self.ready.front()?;
+            let active = self.active.get_mut(request).and_then(Option::as_mut)?;
+            if active.has_command() {
+                let slot = self.tasks_free.pop()?;
+                let Next {
+                    cdb,
+                    lba,
+                    bytes,
+                    data,
+                } = active.next_command(&self.limits, &self.zeroes);
+                let patience = Patience::default();
+                self.tasks[slot] = Some(Task {
+                    request,
+                    cdb,
+                    lba,
+                    bytes,
+                    patience,
+                    sent: now,
+                });
+                return Some((slot, data));
+            }
+            // Its commands are all out, or it has failed meanwhile.
+            active.queued = false;
+            self.ready.pop_front();
+        }
+    }
+
+    /// The last answer of a task goes into its request.
+    fn settle(&mut self, task: &Task, outcome: Result<Data, ErrorKind>, sense: Option<&Sense>) {
+        let can_do_without = self.can_do_without_flush(sense);
+        let Some(active) = self.active.get_mut(task.request).and_then(Option::as_mut) else {
+            return;
+        };
+        match outcome {
+            Ok(Data::In(piece)) => active.handle_piece(task.lba, piece),
+            Ok(Data::Out(_) | Data::None) => {}
+            Err(kind) if active.is_write_same() && refuses_command(sense) => {
+                // It was told that the unit can, and it cannot: send the zeroes from now on.
+                self.limits.write_same = None;
+                active.zero_by_writing();
+                tracing::debug!(%kind, "WRITE SAME(16) is refused; zeroes are sent instead");
+            }
+            Err(_) if active.is_flushing() && can_do_without => {}
+            Err(kind) => active.fail(kind),
+        }
+        active.out -= 1;
+        self.go_on(task.request);
+    }
+
+    /// After acceptance and after each answer: more commands, or the end.
+    fn go_on(&mut self, request: usize) {
+        let Some(active) = self.active.get_mut(request).and_then(Option::as_mut) else {
+            return;
+        };
+        if active.out > 0 {
+            return;
+        }
+        if !active.go_on() {
+            self.finish(request);
+        } else if !active.queued {
+            active.queued = true;
+            self.ready.push_back(request);
+        }
+    }
+
+    fn finish(&mut self, request: usize) {
+        let Some(active) = self.active.get_mut(request).and_then(Option::take) else {
+            return;
+        };
+        if active.queued {
+            // Only after a failure: else a request leaves the queue with its last command.
+            self.ready.retain(|ready| *ready != request);
+        }
+        self.active_free.push(request);
+        let token = active.token;
+        let (stable, flush) = (active.is_flushing(), active.is_flush_request());
+        let mut result = active.into_result();
+        if stable && result.is_ok() && self.write_lost {
+            // The front hears of it once by a flush, as a file system does of a failed writeback.
+            self.write_lost = !flush;
+            result = Err(ErrorKind::Io);
+        }
+        self.done.push_back(Completion { token, result });
+    }
+
+    /// SBC-4: a unit without a volatile cache need not know SYNCHRONIZE CACHE. One that says it has a cache must.
+    fn can_do_without_flush(&self, sense: Option<&Sense>) -> bool {
+        self.limits.write_cache != Some(true)
+            && sense.is_some_and(|sense| {
+                sense.key == SenseKey::IllegalRequest && sense.is(code::INVALID_OPERATION_CODE)
+            })
+    }
+
+    fn free_task(&mut self, slot: usize) -> Option<Task> {
+        let task = self.tasks.get_mut(slot)?.take()?;
+        self.tasks_free.push(slot);
+        Some(task)
+    }
+}
+
+/// A command that was not done, for a log line.
+#[derive(Debug)]
+struct Remark<'a> {
+    cdb: Cdb,
+    lba: Lba,
+    status: Status,
+    sense: Option<&'a Sense>,
+}
+
+impl fmt::Display for Remark<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "operation {:02X}h at {}: {}",
+            self.cdb.operation_code(),
+            self.lba,
+            self.status
+        )?;
+        self.sense.map_or(Ok(()), |sense| write!(f, ": {sense}"))
+    }
+}
+
+/// Keeps a sick target from filling the logs.
+#[derive(Debug)]
+struct Remarks {
+    since: Instant,
+    said: u32,
+}
+
+impl Remarks {
+    fn may_speak(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= REMARKS_INTERVAL {
+            *self = Self {
+                since: now,
+                said: 0,
+            };
+        }
+        self.said = self.said.saturating_add(1);
+        self.said <= REMARKS_MAX
+    }
+}
+
+/// Is it the command, or a bit of it, that the unit does not know?
+fn refuses_command(sense: Option<&Sense>) -> bool {
+    sense.is_some_and(|sense| {
+        sense.key == SenseKey::IllegalRequest
+            && (sense.is(code::INVALID_OPERATION_CODE) || sense.is(code::INVALID_FIELD_IN_CDB))
+    })
+}
+
+/// As deep as the kernel's NBD driver queues on one socket.
+const REQUESTS_MAX: usize = 128;
+/// Twice what kernels give a cache flush: a target that is silent for longer has lost the command.
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(2);
+/// Coarse, so that the timer is not touched by every command.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Ten lines in ten seconds tell what is going on.
+const REMARKS_MAX: u32 = 10;
+const REMARKS_INTERVAL: Duration = Duration::from_secs(10);
