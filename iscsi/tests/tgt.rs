@@ -20,18 +20,18 @@ const LUN_BYTES: u64 = 64 << 20;
 const BLOCK: usize = 512;
 
 fn params(tgtd: &Tgtd, target: &str) -> SessionParams {
-    let portal = tgtd.portal().parse().unwrap();
-    let name = "iqn.2026-11.org.cinder-nbd:test".parse().unwrap();
+    let portal = tgtd.portal().parse().expect("a portal");
+    let name = "iqn.2026-11.org.cinder-nbd:test".parse().expect("a name");
     let mut params = SessionParams::new(portal, name, Isid::random([1, 2, 3], 7));
-    params.target_name = Some(target.parse().unwrap());
+    params.target_name = Some(target.parse().expect("a name"));
     params
 }
 
-fn chap(user: &str, secret: &str) -> Option<ChapCredentials> {
-    Some(ChapCredentials {
+fn chap(user: &str, secret: &str) -> ChapCredentials {
+    ChapCredentials {
         name: user.to_owned(),
         secret: Secret::new(secret.to_owned()),
-    })
+    }
 }
 
 async fn next(driver: &mut Driver) -> Result<Completion, SessionError> {
@@ -63,12 +63,12 @@ async fn connect(params: &SessionParams) -> Driver {
 /// Bytes that differ by place and round, so that a block in the wrong place shows.
 fn pattern(length: usize, round: usize) -> Bytes {
     (0..length)
-        .map(|at| u8::try_from((at / BLOCK * 31 + at * 7 + round * 13) % 251).unwrap())
+        .map(|at| u8::try_from((at / BLOCK * 31 + at * 7 + round * 13) % 251).expect("below 256"))
         .collect()
 }
 
 fn blocks(bytes: usize) -> Blocks {
-    Blocks(u32::try_from(bytes / BLOCK).unwrap())
+    Blocks(u32::try_from(bytes / BLOCK).expect("few blocks"))
 }
 
 async fn write_and_compare(driver: &mut Driver, lba: u64, data: Bytes) {
@@ -76,12 +76,12 @@ async fn write_and_compare(driver: &mut Driver, lba: u64, data: Bytes) {
     let cdb = Cdb::write_16(Lba(lba), count, false);
     let written = run(driver, cdb, Data::Out(data.clone())).await;
     assert_eq!(written.status, Status::GOOD, "{:?}", written.sense);
-    assert_eq!(usize::try_from(written.transferred).unwrap(), data.len());
+    assert_eq!(usize::try_from(written.transferred), Ok(data.len()));
 
     let buffer = BytesMut::zeroed(data.len());
     let read = run(driver, Cdb::read_16(Lba(lba), count), Data::In(buffer)).await;
     assert_eq!(read.status, Status::GOOD, "{:?}", read.sense);
-    assert_eq!(usize::try_from(read.transferred).unwrap(), data.len());
+    assert_eq!(usize::try_from(read.transferred), Ok(data.len()));
     let Data::In(buffer) = read.data else {
         panic!("the buffer comes back")
     };
@@ -115,7 +115,7 @@ async fn login_with_chap() {
     let tgtd = target_with_disk();
     tgtd.add_chap("user", "a-secret-of-16-b");
     let mut params = params(&tgtd, IQN);
-    params.chap = chap("user", "a-secret-of-16-b");
+    params.chap = Some(chap("user", "a-secret-of-16-b"));
     connect(&params).await.logout().await.unwrap();
 }
 
@@ -123,7 +123,7 @@ async fn login_with_chap() {
 async fn chap_is_offered_and_not_needed() {
     let tgtd = target_with_disk();
     let mut params = params(&tgtd, IQN);
-    params.chap = chap("user", "a-secret-of-16-b");
+    params.chap = Some(chap("user", "a-secret-of-16-b"));
     connect(&params).await.logout().await.unwrap();
 }
 
@@ -132,11 +132,11 @@ async fn wrong_secret_wrong_name_and_no_chap_are_refused_in_plain_words() {
     let tgtd = target_with_disk();
     tgtd.add_chap("user", "a-secret-of-16-b");
     let mut params = params(&tgtd, IQN);
-    for chap in [
+    let wrong = [
         chap("user", "another-secret-b"),
         chap("other", "a-secret-of-16-b"),
-        None,
-    ] {
+    ];
+    for chap in wrong.map(Some).into_iter().chain([None]) {
         params.chap = chap;
         let error = Driver::connect(&params)
             .await

@@ -95,10 +95,6 @@ impl Driver {
     /// # Errors
     /// Gives the command back when no slot is free, when the session has ended, or when its data is
     /// longer than a command can name.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the command goes back to its owner by value"
-    )]
     pub fn submit(&mut self, token: u64, command: Command) -> Result<(), Command> {
         let Some(direction) = direction(&command.data) else {
             return Err(command);
@@ -280,7 +276,7 @@ impl Driver {
             };
             match event {
                 None => {}
-                Some(Event::Completed(completed)) => self.complete(completed),
+                Some(Event::Completed(completed)) => self.complete(&completed),
                 Some(Event::ScsiEvent { lun, sense }) => {
                     tracing::info!(lun, ?sense, "the target reports a SCSI event");
                 }
@@ -291,7 +287,7 @@ impl Driver {
         }
     }
 
-    fn complete(&mut self, completed: Completed) {
+    fn complete(&mut self, completed: &Completed) {
         let Some((token, command)) = self.slots.remove(completed.slot) else {
             return;
         };

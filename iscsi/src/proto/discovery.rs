@@ -244,19 +244,16 @@ fn parse_targets(text: &[u8], asked: &Portal) -> Result<Discovered, Violation> {
     let mut is_record_open = false;
     for (key, value) in text_keys::parse(text)? {
         match key {
-            "TargetName" => match value.parse() {
-                Ok(name) => {
-                    is_record_open = true;
-                    found.targets.push(DiscoveredTarget {
-                        name,
-                        portals: Vec::new(),
-                    });
-                }
-                Err(_) => {
-                    is_record_open = false;
+            "TargetName" => {
+                let name = value.parse();
+                is_record_open = name.is_ok();
+                if let Ok(name) = name {
+                    let portals = Vec::new();
+                    found.targets.push(DiscoveredTarget { name, portals });
+                } else {
                     found.left_out.push(super::violation::excerpt(value));
                 }
-            },
+            }
             "TargetAddress" => {
                 let record = found.targets.last_mut().filter(|_| is_record_open);
                 match (record, Portal::from_target_address(value)) {
