@@ -1,4 +1,13 @@
-//! The waist: what a block device is to those above, whoever serves it. CONTRACT.
+//! The waist: what a block device is to those above, whoever serves it.
+//!
+//! A room of its own because `nbd` (who asks) and `lun` (who serves) must not know each other: both know this.
+//! Source: the errno table follows the values that the NBD protocol allows on the wire (`proto.md: Error values`).
+//! Read before changing: both rooms, and `Backend` first; every word in it is a promise that one of them relies on.
+//!
+//! Invariants:
+//! 1. Buffers travel by ownership: a read's buffer goes down with the request and comes back with the completion.
+//! 2. Every request that `submit` took is completed exactly once, in any order.
+//! 3. The mapping of `ErrorKind` to an errno stands here and nowhere else.
 
 use std::task::{Context, Poll};
 
@@ -15,7 +24,9 @@ pub struct Geometry {
     pub physical_block_bytes: u32,
     /// Good I/O size in bytes, a hint, at least `block_bytes`.
     pub preferred_bytes: u32,
-    /// The largest request in bytes that `submit` takes; larger ones the front refuses.
+    /// The largest read or write in bytes that `submit` takes, at least `block_bytes`; larger ones the front
+    /// refuses. `Trim` and `WriteZeroes` carry no data and may cover any number of blocks up to `u32::MAX` bytes:
+    /// the backend splits them as its medium wants.
     pub request_bytes_max: u32,
     /// Writes are refused.
     pub read_only: bool,
@@ -106,6 +117,22 @@ pub enum ErrorKind {
     Shutdown,
 }
 
+impl ErrorKind {
+    /// The errno of this kind, as it goes on the wire: Linux's numbers, from the set that NBD clients must know.
+    ///
+    /// `Unsupported` is `EINVAL` because the protocol keeps `ENOTSUP` for the fast-zero flag, which is never offered.
+    pub const fn errno(self) -> u32 {
+        // proto.md: Error values.
+        match self {
+            Self::ReadOnly => 1,                                      // EPERM
+            Self::Io => 5,                                            // EIO
+            Self::OutOfRange | Self::Unsupported | Self::Invalid => 22, // EINVAL
+            Self::NoSpace => 28,                                      // ENOSPC
+            Self::Shutdown => 108,                                    // ESHUTDOWN
+        }
+    }
+}
+
 /// A block device driven by whoever polls it: no task, no thread, no channel of its own.
 pub trait Backend {
     /// Size and abilities.
@@ -121,4 +148,37 @@ pub trait Backend {
     fn poll_completion(&mut self, cx: &mut Context<'_>) -> Poll<Completion>;
     /// Flushes nothing, ends the backend in order (logout).
     fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ErrorKind;
+
+    /// proto.md: Error values. The last column of the table, row by row.
+    #[test]
+    fn every_kind_has_an_errno_that_the_protocol_allows() {
+        let table = [
+            (ErrorKind::Io, 5),
+            (ErrorKind::OutOfRange, 22),
+            (ErrorKind::NoSpace, 28),
+            (ErrorKind::ReadOnly, 1),
+            (ErrorKind::Unsupported, 22),
+            (ErrorKind::Invalid, 22),
+            (ErrorKind::Shutdown, 108),
+        ];
+        for (kind, errno) in table {
+            // No arm for "the rest": a new kind does not compile until it has a row above.
+            match kind {
+                ErrorKind::Io
+                | ErrorKind::OutOfRange
+                | ErrorKind::NoSpace
+                | ErrorKind::ReadOnly
+                | ErrorKind::Unsupported
+                | ErrorKind::Invalid
+                | ErrorKind::Shutdown => {}
+            }
+            assert_eq!(kind.errno(), errno, "{kind:?}");
+            assert!([1, 5, 12, 22, 28, 75, 95, 108].contains(&kind.errno()), "{kind:?}");
+        }
+    }
 }

@@ -1,1 +1,12 @@
-//! the few system calls; the only room with `unsafe`.
+//! The few system calls the daemon makes itself: mounts, block devices, sockets, the kernel's NBD driver.
+//!
+//! A room of its own so that `unsafe` has one address: everything here is safe to call, and no other room may
+//! hold an `unsafe` block. Most calls go through `rustix`, whose wrappers are safe; what is left says why.
+//!
+//! What it does not do: decide. When a device may be flushed, unmounted or disconnected is `volume`'s matter.
+
+pub mod blkdev;
+pub mod listener;
+pub mod mount;
+pub mod netlink;
+pub mod socket;

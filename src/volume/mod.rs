@@ -1,1 +1,84 @@
-//! life of a volume on this host: attach, format, mount, and back; the journal.
+//! The life of a volume on this host: create, attach, format, mount, and all the way back.
+//!
+//! A room of its own because order matters here and nowhere else: `cinder`, `lun`, `nbd` and `sys` each do one step
+//! well; this room knows which step comes next, writes it down before, and undoes it when a later one fails.
+//!
+//! Read before changing: `attachment` (the table of steps), `worker` (what keeps a mount alive), `blank` (what may be
+//! formatted), `journal` (what survives a crash).
+//!
+//! What it does not do: speak to users. `docker` and `cli` do, and decide nothing.
+
+mod attachment;
+mod blank;
+mod cloud;
+mod engine;
+mod error;
+mod filesystem;
+mod host;
+mod journal;
+mod platform;
+mod request;
+mod worker;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use crate::config::Config;
+
+pub use attachment::{lane_isid, session_params};
+pub use cloud::{Cloud, ConfiguredCloud};
+pub use engine::{Engine, Running};
+pub use error::{Cause, Error, line};
+pub use host::Host;
+pub use platform::{Content, Device, MountOptions, MountUser, Platform};
+pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
+
+/// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting need it.
+pub const CREATED_BY: &str = "cinder-nbd.created_by";
+/// Key in a volume's metadata: the filesystem that a cinder-nbd made on it. From then on it is never formatted again.
+pub const FORMATTED: &str = "cinder-nbd.formatted";
+
+/// What the engine needs of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sockets, on tmpfs.
+    pub runtime_dir: PathBuf,
+    /// Records and the journal.
+    pub state_dir: PathBuf,
+    /// Where volumes are mounted.
+    pub mount_dir: PathBuf,
+    /// Our name in connectors.
+    pub host: String,
+    /// Our IQN.
+    pub initiator_name: String,
+    /// Our address in connectors; that of the default route when absent.
+    pub ip: Option<String>,
+    /// Connections a volume.
+    pub lanes: usize,
+    /// GiB.
+    pub default_size: u64,
+    /// Made on blank volumes of ours.
+    pub default_fstype: Fstype,
+}
+
+impl TryFrom<&Config> for Settings {
+    type Error = Error;
+
+    fn try_from(config: &Config) -> Result<Self, Error> {
+        Ok(Self {
+            runtime_dir: config.runtime_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            mount_dir: config.mount_dir.clone(),
+            host: config.host.clone(),
+            initiator_name: config.initiator_name.clone(),
+            ip: config.ip.clone(),
+            lanes: config.lanes,
+            default_size: config.default_size,
+            default_fstype: config.default_fstype.parse()?,
+        })
+    }
+}

@@ -1,0 +1,316 @@
+//! What can be said on the command line. Names are a contract: scripts of others use them; add, do not rename.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use iscsi::proto::{IscsiName, Portal};
+
+use crate::volume::SizeGib;
+
+/// OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cinder-nbd",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
+pub struct Arguments {
+    /// The configuration file [default: /etc/cinder-nbd/cinder-nbd.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the service: control socket, Docker plugin socket, block devices
+    #[command(
+        long_about = "Runs the service in the foreground: the control socket for the other verbs, the socket of the \
+            Docker volume plugin, and the data path of every attached device. SIGTERM takes everything off this host \
+            and ends it; volumes still in use after 20 s are flushed and cut off.",
+        after_help = "Example:\n  cinder-nbd daemon --config /etc/cinder-nbd/cinder-nbd.toml"
+    )]
+    Daemon,
+    /// Attach a volume as /dev/nbdX and print the device
+    #[command(
+        after_help = "Examples:\n  cinder-nbd attach data1\n  cinder-nbd attach --portal 192.0.2.10:3260 \
+        --target iqn.2026-11.example:disk1 --lun 0 --chap-user me --chap-secret-file /root/chap"
+    )]
+    Attach(Attach),
+    /// Detach a volume by name, UUID or device
+    #[command(after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0")]
+    Detach(Detach),
+    /// Serve a LUN as an NBD export on a Unix socket; needs no root, no kernel module and no daemon
+    #[command(
+        long_about = "Serves a LUN as an NBD export on a Unix socket, in the foreground, for any NBD client (qemu, \
+            nbdcopy, nbdkit, nbd-client). Needs no root, no kernel module and no daemon. SIGTERM or SIGINT: no new \
+            clients, requests in flight are answered, caches flushed, logout.",
+        after_help = "Example:\n  cinder-nbd export --portal 192.0.2.10 --target iqn.2026-11.example:disk1 --lun 0 \
+            --socket /tmp/disk1.sock\n  nbdinfo 'nbd+unix:///?socket=/tmp/disk1.sock'"
+    )]
+    Export(Export),
+    /// List the targets behind a portal
+    #[command(after_help = "Example:\n  cinder-nbd discover --portal 192.0.2.10:3260")]
+    Discover(Discover),
+    /// List the volumes that the daemon knows
+    #[command(after_help = "Example:\n  cinder-nbd list --json")]
+    List(Show),
+    /// Show how the daemon is
+    #[command(after_help = "Example:\n  cinder-nbd status")]
+    Status(Show),
+    /// Create, list, show and delete volumes in Cinder; needs no daemon
+    #[command(subcommand)]
+    #[command(
+        after_help = "The cloud is named as for the openstack command: OS_CLOUD with clouds.yaml, or the OS_* \
+        variables, or [cloud] in the configuration file.\n\nExample:\n  cinder-nbd volume create data1 --size 10"
+    )]
+    Volume(VolumeVerb),
+}
+
+/// How facts are printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Show {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which LUN, and how to reach it.
+#[derive(Debug, Args)]
+pub struct TargetOptions {
+    /// Address of the target; port 3260 unless given
+    #[arg(long, value_name = "HOST:PORT", requires_all = ["target", "lun"])]
+    pub portal: Portal,
+    /// Name of the target
+    #[arg(long, value_name = "IQN", requires_all = ["portal", "lun"])]
+    pub target: IscsiName,
+    /// Number of the logical unit
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..16384), requires_all = ["portal", "target"])]
+    pub lun: u16,
+    /// The CHAP credentials.
+    #[command(flatten)]
+    pub chap: ChapOptions,
+}
+
+/// CHAP, when the target asks for it.
+#[derive(Debug, Args)]
+pub struct ChapOptions {
+    /// Name for CHAP, when the target asks for it
+    #[arg(long, value_name = "USER", requires = "chap_secret_file")]
+    pub chap_user: Option<String>,
+    /// File with the CHAP secret
+    #[arg(long, value_name = "FILE", requires = "chap_user")]
+    pub chap_secret_file: Option<PathBuf>,
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Name or UUID of a Cinder volume
+    #[arg(required_unless_present = "portal", conflicts_with_all = ["portal", "target", "lun"])]
+    pub volume: Option<String>,
+    /// A LUN that no cloud knows of.
+    #[command(flatten)]
+    pub target: Option<TargetOptions>,
+    /// Attach without the right to write
+    #[arg(long)]
+    pub read_only: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// Name or UUID of the volume, or its device
+    #[arg(value_name = "VOLUME|DEVICE")]
+    pub volume: String,
+    /// Even if Docker is counted as using it; what the kernel knows as in use is never detached
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Which LUN.
+    #[command(flatten)]
+    pub target: TargetOptions,
+    /// Where to listen
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `discover`.
+#[derive(Debug, Args)]
+pub struct Discover {
+    /// Address of the target; port 3260 unless given
+    #[arg(long, value_name = "HOST:PORT")]
+    pub portal: Portal,
+    /// The CHAP credentials.
+    #[command(flatten)]
+    pub chap: ChapOptions,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `volume`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Create a volume and wait until it is available
+    #[command(after_help = "Example:\n  cinder-nbd volume create data1 --size 10 --type fast")]
+    Create(VolumeCreate),
+    /// List the project's volumes
+    #[command(after_help = "Example:\n  cinder-nbd volume list --json")]
+    List(Show),
+    /// Show one volume
+    #[command(after_help = "Example:\n  cinder-nbd volume show data1")]
+    Show(VolumeShow),
+    /// Delete a volume and wait until it is gone
+    #[command(after_help = "Example:\n  cinder-nbd volume delete data1")]
+    Delete(VolumeDelete),
+}
+
+/// `volume create`.
+#[derive(Debug, Args)]
+pub struct VolumeCreate {
+    /// Name of the new volume
+    pub name: String,
+    /// Size in GiB, or with a unit; rounded up to whole GiB [default: default_size of the configuration, else 1]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<SizeGib>,
+    /// Volume type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub volume_type: Option<String>,
+    /// Availability zone
+    #[arg(long, value_name = "ZONE")]
+    pub availability_zone: Option<String>,
+    /// Description
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// Make it from this snapshot
+    #[arg(long, value_name = "ID", group = "origin")]
+    pub snapshot: Option<String>,
+    /// Make it from this volume
+    #[arg(long, value_name = "ID", group = "origin")]
+    pub source: Option<String>,
+    /// Make it from this image
+    #[arg(long, value_name = "ID", group = "origin")]
+    pub image: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `volume show`.
+#[derive(Debug, Args)]
+pub struct VolumeShow {
+    /// Name or UUID
+    pub volume: String,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `volume delete`.
+#[derive(Debug, Args)]
+pub struct VolumeDelete {
+    /// Name or UUID
+    pub volume: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parsed(words: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("cinder-nbd").chain(words.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_of_the_contract_is_taken() {
+        let target = "--portal 127.0.0.1:3260 --target iqn.2026-11.example:a --lun 0";
+        for words in [
+            "daemon".to_owned(),
+            "daemon --config /etc/x".to_owned(),
+            "attach v1".to_owned(),
+            format!("attach {target}"),
+            format!("attach {target} --chap-user u --chap-secret-file f --json"),
+            "detach v1".to_owned(),
+            "detach /dev/nbd0".to_owned(),
+            format!("export {target} --socket /tmp/s --read-only"),
+            "discover --portal localhost".to_owned(),
+            "list --json".to_owned(),
+            "status --json".to_owned(),
+            "volume create v1 --size 1".to_owned(),
+            "volume list --json".to_owned(),
+            "volume show v1 --json".to_owned(),
+            "volume delete v1".to_owned(),
+        ] {
+            assert!(
+                parsed(&words).is_ok(),
+                "{words}: {}",
+                parsed(&words).unwrap_err()
+            );
+        }
+    }
+
+    #[test]
+    fn half_a_target_and_two_volumes_are_refused() {
+        let target = "--portal 127.0.0.1 --target iqn.2026-11.example:a --lun 0";
+        for words in [
+            "".to_owned(),
+            "attach".to_owned(),
+            "attach --portal 127.0.0.1".to_owned(),
+            "attach --portal 127.0.0.1 --lun 0".to_owned(),
+            "attach --target iqn.2026-11.example:a --lun 0".to_owned(),
+            format!("attach v1 {target}"),
+            format!("attach {target} --chap-user u"),
+            format!("attach {target} --chap-secret-file f"),
+            format!("export {target}"),
+            "export --socket /tmp/s".to_owned(),
+            "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s"
+                .to_owned(),
+            "discover".to_owned(),
+            "volume create v1 --size 0".to_owned(),
+            "volume create v1 --snapshot a --image b".to_owned(),
+            "frobnicate".to_owned(),
+        ] {
+            let kind = parsed(&words).map(|_| ()).unwrap_err().kind();
+            assert!(!matches!(kind, ErrorKind::DisplayVersion), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_volume_alone_has_no_target() {
+        let Verb::Attach(attach) = parsed("attach v1").unwrap().verb else {
+            panic!("not attach")
+        };
+        assert!(attach.target.is_none());
+        assert_eq!(attach.volume.as_deref(), Some("v1"));
+    }
+}

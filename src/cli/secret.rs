@@ -1,0 +1,75 @@
+//! The CHAP secret from its file.
+//!
+//! Invariant: the secret goes from the file into a `Secret` and nowhere else; errors name the file, not its content.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use iscsi::proto::{ChapCredentials, Secret};
+
+use super::arguments::ChapOptions;
+
+/// The credentials, if the options name some.
+pub(super) fn credentials(options: &ChapOptions) -> anyhow::Result<Option<ChapCredentials>> {
+    let (Some(name), Some(file)) = (&options.chap_user, &options.chap_secret_file) else {
+        return Ok(None);
+    };
+    Ok(Some(ChapCredentials {
+        name: name.clone(),
+        secret: read(file)?,
+    }))
+}
+
+fn read(path: &Path) -> anyhow::Result<Secret> {
+    let doing = || format!("reading the CHAP secret file {}", path.display());
+    let metadata = path.metadata().with_context(doing)?;
+    if metadata.mode() & 0o077 != 0 && metadata.is_file() {
+        tracing::warn!("{} can be read by others; chmod 600 it", path.display());
+    }
+    let mut text = std::fs::read_to_string(path).with_context(doing)?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    if text.is_empty() {
+        bail!(
+            "the CHAP secret file {} is empty; write the secret into it",
+            path.display()
+        );
+    }
+    Ok(Secret::new(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn file(content: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn exactly_one_newline_is_trimmed() {
+        for (content, secret) in [
+            ("abc", "abc"),
+            ("abc\n", "abc"),
+            ("abc \n\n", "abc \n"),
+            (" a", " a"),
+        ] {
+            assert_eq!(read(file(content).path()).unwrap().expose(), secret);
+        }
+    }
+
+    #[test]
+    fn an_empty_or_absent_file_is_named() {
+        let empty = file("\n");
+        let error = format!("{:#}", read(empty.path()).unwrap_err());
+        assert!(error.contains("is empty"), "{error}");
+        let error = format!("{:#}", read(Path::new("/no/such/secret")).unwrap_err());
+        assert!(error.contains("/no/such/secret"), "{error}");
+    }
+}

@@ -1,0 +1,511 @@
+//! A device of the kernel's NBD driver, `/dev/nbdX`, that this process serves.
+//!
+//! A room of its own because it is the only one that speaks to the driver: netlink to ask, sysfs to see what is true.
+//! Source: `drivers/block/nbd.c`; `Documentation/admin-guide/blockdev/nbd.rst`.
+//! Read before changing: `lane.rs`; `sys/netlink.rs`.
+//!
+//! Invariants:
+//! 1. The lanes serve before the kernel hears of them: it reads the partition table at the first open, and a read
+//!    that nobody answers blocks every later open.
+//! 2. A device is disconnected only with proof that nobody uses it, or by force: an exclusive open succeeded and is
+//!    held, no process has it open, and everything dirty was written and flushed.
+//! 3. After a failure of `connect` nothing is left: neither device nor lane nor session.
+//! 4. What the kernel shows is compared with what we asked before anybody uses the device.
+//!
+//! # Times
+//!
+//! `TIMEOUT_S` is 90 and `DEAD_CONN_TIMEOUT_S` is 0: if this process is killed, new I/O fails at once and what was under
+//! way fails within 90 s, instead of hanging until a reboot. The driver fails what is under way on a dead socket only
+//! through the timer of each request, so the timer cannot be off while nobody takes a dead device over. The price: a
+//! request that takes longer than 90 s on a live lane kills that lane. A backend that loses its target fails requests
+//! far earlier, and needs no more than that. (Once a new process takes devices over, both times must change together.)
+//!
+//! For the same reason `WRITE_ZEROES` is not offered to the kernel: it would ask for up to 4 GiB at once, which a
+//! target that writes the zeroes may not finish in time; without it the kernel writes zeroes in ordinary requests.
+
+mod sysfs;
+mod users;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::block::{Backend, Geometry};
+use crate::sys::netlink::{self, NbdFamily};
+use crate::sys::{blkdev, socket};
+
+use self::sysfs::Sysfs;
+use super::Error;
+use super::export::OpenError;
+use super::lane;
+use super::thread::LaneThread;
+use super::transmission::payload_bytes_max;
+use super::wire::{transmission_flag, transmission_flags};
+
+/// How long the kernel waits for an answer to a request; see the head of this file.
+const TIMEOUT_S: u64 = 90;
+/// How long the kernel holds I/O when no lane is left; see the head of this file.
+const DEAD_CONN_TIMEOUT_S: u64 = 0;
+/// The driver's largest block; larger ones are refused by kernels of several years.
+const BLOCK_BYTES_MAX: u32 = 4096;
+/// sysfs shows the identifier in one line of a page.
+const IDENTIFIER_BYTES_MAX: usize = 255;
+/// The kernel's requests are limited to this: more per request gains nothing and delays what waits behind it.
+const REQUEST_KIB: u64 = 1024;
+/// The kernel's discards are limited to this, so that a slow one ends in time.
+const DISCARD_BYTES: u64 = 1 << 30;
+/// A call to the driver may wait for queues to freeze; one that takes longer than this is stuck.
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a transient user (udev probes each device that was written) may delay a disconnect.
+const BUSY_GRACE: Duration = Duration::from_secs(3);
+/// Between two looks at sysfs or at a busy device.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// By force, dirty data may take this long to be written; then it is given up.
+const FORCED_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the lanes of a device that is gone may take to flush and log out.
+const LANES_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A device of the kernel's NBD driver that this process serves.
+///
+/// Dropped without [`Self::disconnect`] it stays connected and served until the process ends; then its users get I/O
+/// errors.
+#[derive(Debug)]
+pub struct KernelDevice {
+    index: u32,
+    lanes: Vec<LaneThread<()>>,
+}
+
+impl KernelDevice {
+    /// Is there a kernel to speak to? Tries to load the module. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// No nbd in this kernel, no right to use it; says what to do.
+    pub fn probe() -> Result<(), Error> {
+        let family = match NbdFamily::open() {
+            Err(netlink::Error::NoFamily) => {
+                load_module();
+                NbdFamily::open()
+            }
+            family => family,
+        };
+        family
+            .and_then(|mut family| family.check_permission())
+            .map_err(|error| refusal("be asked for its nbd driver", error))
+    }
+
+    /// Serves `backends` (one lane and one socket each, each on a thread of its own) and connects them to a free
+    /// `/dev/nbdX`. `identifier` is shown in sysfs `backend`; at most 255 printable bytes.
+    ///
+    /// A backend that was opened on another thread keeps its sockets' events there; [`Self::connect_with`] opens it
+    /// where it is served, and is quicker.
+    ///
+    /// # Errors
+    /// Netlink refused, or the geometry does not fit; nothing is left behind, and the backends are closed.
+    ///
+    /// # Cancel safety
+    /// None: the kernel may have the device already.
+    pub async fn connect<B: Backend + Send + 'static>(
+        backends: Vec<B>,
+        identifier: &str,
+    ) -> Result<Self, Error> {
+        let lanes = backends.len();
+        let backends: Vec<_> =
+            backends.into_iter().map(|backend| std::sync::Mutex::new(Some(backend))).collect();
+        // Each backend is taken once, by its lane; a lock is the safe way to take it out of what is shared.
+        let take = move |lane: usize| {
+            let backend = backends[lane].lock().ok().and_then(|mut backend| backend.take());
+            async move { backend.ok_or_else(|| OpenError::from("a backend was taken twice")) }
+        };
+        Self::connect_with(lanes, take, identifier).await
+    }
+
+    /// As [`Self::connect`], with backends that `open` makes on their lanes' threads; its argument is the lane's
+    /// number, in `0..lanes`.
+    ///
+    /// # Errors
+    /// As [`Self::connect`]; and `open`'s own, in [`Error::Backend`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::connect`].
+    pub async fn connect_with<B, F, O>(
+        lanes: usize,
+        open: O,
+        identifier: &str,
+    ) -> Result<Self, Error>
+    where
+        B: Backend + Send + 'static,
+        F: Future<Output = Result<B, OpenError>> + Send,
+        O: Fn(usize) -> F + Send + Sync + 'static,
+    {
+        let printable = identifier.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+        if identifier.is_empty() || identifier.len() > IDENTIFIER_BYTES_MAX || !printable {
+            return Err(Error::Identifier(identifier.to_owned()));
+        }
+        let abort = CancellationToken::new();
+        let mut started = Lanes::start(lanes, Arc::new(open), &abort)?;
+        let outcome = match started.geometry().await {
+            Ok(geometry) => attach(geometry, started.kernel_ends, identifier).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(index) => Ok(Self { index, lanes: started.threads }),
+            Err(error) => {
+                abort.cancel();
+                join(started.threads).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Disconnects what a process that is gone left behind under this identifier, if anything: its I/O fails, its
+    /// users get errors. Blocks until the device is gone.
+    ///
+    /// That the process is gone is for the caller to know: the kernel does not tell.
+    ///
+    /// # Errors
+    /// Netlink refused, or the kernel does not let go. No nbd in this kernel is none: then there is nothing.
+    pub fn disconnect_stale(identifier: &str) -> Result<(), Error> {
+        let doing = "disconnect a device that was left behind";
+        let find = || {
+            Sysfs::find(identifier)
+                .map_err(|error| refusal(doing, netlink::Error::NoSocket(error)))
+        };
+        while let Some(index) = find()? {
+            let mut family = match NbdFamily::open() {
+                Err(netlink::Error::NoFamily) => return Ok(()),
+                family => family.map_err(|error| refusal(doing, error))?,
+            };
+            family.disconnect(index).map_err(|error| refusal(doing, error))?;
+            wait_until_gone(index)?;
+        }
+        Ok(())
+    }
+
+    /// `/dev/nbdX`.
+    pub fn path(&self) -> PathBuf {
+        path_of(self.index)
+    }
+
+    /// Whether every lane is at work. A device that has lost a lane is slower; one that has lost all only fails.
+    pub fn is_served(&self) -> bool {
+        self.lanes.iter().all(LaneThread::is_running)
+    }
+
+    /// Refuses while the device is open elsewhere or mounted (`force` does not); then flushes, disconnects, ends the
+    /// lanes and closes the backends.
+    ///
+    /// # Errors
+    /// Busy (named by whom, as far as the kernel tells), or netlink refused; the device then still works.
+    ///
+    /// # Cancel safety
+    /// None: the device may be disconnected and its lanes unobserved.
+    pub async fn disconnect(self, force: bool) -> Result<(), (Self, Error)> {
+        let index = self.index;
+        let guard = if force {
+            give_up_after(FORCED_FLUSH_TIMEOUT, move || flush(&path_of(index))).await;
+            None
+        } else {
+            match blocking(move || secure(index)).await {
+                Ok(guard) => Some(guard),
+                Err(error) => return Err((self, error)),
+            }
+        };
+        let doing = "disconnect the device";
+        let asked = ask_kernel(doing, move || NbdFamily::open()?.disconnect(index)).await;
+        if let Err(error) = asked {
+            return Err((self, error));
+        }
+        // Held until here, so that nobody could mount the device in between.
+        drop(guard);
+        if let Err(error) = blocking(move || wait_until_gone(index)).await {
+            return Err((self, error));
+        }
+        join(self.lanes).await;
+        Ok(())
+    }
+}
+
+/// Lanes that are started, and the ends of their sockets that the kernel gets.
+struct Lanes {
+    threads: Vec<LaneThread<()>>,
+    kernel_ends: Vec<StdStream>,
+    opened: Vec<oneshot::Receiver<Result<Geometry, OpenError>>>,
+}
+
+impl Lanes {
+    fn start<B, F, O>(count: usize, open: Arc<O>, abort: &CancellationToken) -> Result<Self, Error>
+    where
+        B: Backend + Send + 'static,
+        F: Future<Output = Result<B, OpenError>> + Send,
+        O: Fn(usize) -> F + Send + Sync + 'static,
+    {
+        let mut lanes = Self { threads: Vec::new(), kernel_ends: Vec::new(), opened: Vec::new() };
+        for number in 0..count {
+            // On an error the lanes so far find their sockets closed, and end.
+            let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
+            let (tell, opened) = oneshot::channel();
+            let (open, abort) = (Arc::clone(&open), abort.clone());
+            let thread = LaneThread::spawn(format!("nbd-lane-{number}"), move || async move {
+                let stream = match UnixStream::from_std(ours) {
+                    Ok(stream) => stream,
+                    Err(error) => return drop(tell.send(Err(error.into()))),
+                };
+                let backend = match open(number).await {
+                    Ok(backend) => backend,
+                    Err(error) => return drop(tell.send(Err(error))),
+                };
+                // Nobody waits for it if another lane failed before.
+                let _ = tell.send(Ok(backend.geometry().clone()));
+                let end = lane::serve(stream, &[], backend, &abort).await;
+                tracing::debug!("lane {number}: {end}");
+            });
+            lanes.threads.push(thread.map_err(Error::Lane)?);
+            lanes.kernel_ends.push(kernels);
+            lanes.opened.push(opened);
+        }
+        Ok(lanes)
+    }
+
+    /// The geometry that all lanes agree on, once all are open.
+    async fn geometry(&mut self) -> Result<Geometry, Error> {
+        let mut agreed: Option<Geometry> = None;
+        for opened in self.opened.drain(..) {
+            let geometry = opened.await.map_err(|_| Error::LaneLost)?.map_err(Error::Backend)?;
+            if agreed.as_ref().is_some_and(|agreed| *agreed != geometry) {
+                return Err(Error::Geometry);
+            }
+            agreed = Some(geometry);
+        }
+        agreed.ok_or(Error::NoLanes)
+    }
+}
+
+/// Gives the sockets to the kernel and makes sure of what it made of them; the device's number.
+async fn attach(
+    geometry: Geometry,
+    sockets: Vec<StdStream>,
+    identifier: &str,
+) -> Result<u32, Error> {
+    let block = geometry.block_bytes;
+    if !block.is_power_of_two() || !(512..=BLOCK_BYTES_MAX).contains(&block) {
+        return Err(Error::BlockBytes(block));
+    }
+    if geometry.size_bytes == 0 || !geometry.size_bytes.is_multiple_of(u64::from(block)) {
+        return Err(Error::SizeBytes(geometry.size_bytes));
+    }
+    let mut server_flags = transmission_flags(&geometry) & !transmission_flag::SEND_WRITE_ZEROES;
+    if sockets.len() == 1 {
+        server_flags &= !transmission_flag::CAN_MULTI_CONN;
+    }
+    let owned = identifier.to_owned();
+    let size_bytes = geometry.size_bytes;
+    let asked = ask_kernel("connect a device", move || {
+        let settings = netlink::Connect {
+            size_bytes,
+            block_bytes: block,
+            server_flags,
+            timeout_s: TIMEOUT_S,
+            dead_conn_timeout_s: DEAD_CONN_TIMEOUT_S,
+            identifier: &owned,
+        };
+        let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        // Our copies of the kernel's ends are closed when this returns: its end must be the only one.
+        NbdFamily::open()?.connect(&settings, &borrowed)
+    })
+    .await;
+    let owned = identifier.to_owned();
+    match asked {
+        Ok(index) => {
+            let tuned = blocking(move || tune(index, &geometry, &owned)).await;
+            if tuned.is_err() {
+                let _ = ask_kernel("disconnect", move || NbdFamily::open()?.disconnect(index)).await;
+            }
+            tuned.map(|()| index)
+        }
+        // The answer was lost, perhaps not the request: what has our identifier now is ours, and nobody's.
+        Err(error @ (Error::Deadline { .. } | Error::Netlink { .. })) => {
+            if let Err(error) = blocking(move || KernelDevice::disconnect_stale(&owned)).await {
+                tracing::error!("a device may be left behind: {error}");
+            }
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Compares what the kernel shows with what it was told, and sets the queue up.
+fn tune(index: u32, geometry: &Geometry, identifier: &str) -> Result<(), Error> {
+    let sysfs = Sysfs::of(index);
+    let check = |what, found: Option<String>, expected: String| {
+        let found = found.unwrap_or_else(|| "nothing".to_owned());
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Settings { device: path_of(index), what, found, expected })
+    };
+    let number = |value: Option<u64>| value.map(|value| value.to_string());
+    check("a size of", number(sysfs.size_bytes()), geometry.size_bytes.to_string())?;
+    let block = sysfs.read("queue/logical_block_size");
+    check("blocks of", block, geometry.block_bytes.to_string())?;
+    check("the backend", sysfs.read("backend"), identifier.to_owned())?;
+
+    // One queue a lane, served in order by one thread: there is nothing for a scheduler to gain.
+    sysfs.write("queue/scheduler", "none");
+    let largest_kib = u64::from(payload_bytes_max(geometry)) / 1024;
+    sysfs.write("queue/max_sectors_kb", &largest_kib.min(REQUEST_KIB).to_string());
+    if sysfs.read_number("queue/discard_max_bytes").is_some_and(|bytes| bytes > DISCARD_BYTES) {
+        sysfs.write("queue/discard_max_bytes", &DISCARD_BYTES.to_string());
+    }
+    // A hint that failed is slower; this one would be wrong: the lanes refuse what is larger.
+    let shown = sysfs.read_number("queue/max_sectors_kb");
+    if shown.is_none_or(|shown| shown > largest_kib) {
+        check("requests (KiB) of up to", number(shown), largest_kib.to_string())?;
+    }
+    wait_for_node(index)
+}
+
+/// The device's node is made by the kernel (devtmpfs) or udev, a moment after the device.
+fn wait_for_node(index: u32) -> Result<(), Error> {
+    let path = path_of(index);
+    let deadline = Instant::now() + BUSY_GRACE;
+    loop {
+        match blkdev::number(&path) {
+            Ok(_) => return Ok(()),
+            Err(source) if Instant::now() > deadline => {
+                return Err(Error::Open { device: path, source });
+            }
+            Err(_) => std::thread::sleep(LOOK_PAUSE),
+        }
+    }
+}
+
+/// Proves that nobody uses the device, and writes back what is dirty. While the file is held nobody can mount it.
+fn secure(index: u32) -> Result<File, Error> {
+    let device = path_of(index);
+    let deadline = Instant::now() + BUSY_GRACE;
+    loop {
+        let users = match open_exclusively(&device) {
+            Ok(file) => {
+                let openers = users::openers(&format!("nbd{index}"), file.as_raw_fd());
+                if openers.is_empty() {
+                    let flushed = blkdev::drop_cache(&file);
+                    return flushed.map(|()| file).map_err(|source| Error::Flush { device, source });
+                }
+                users::in_words(&openers)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => users::describe(index),
+            Err(source) => return Err(Error::Open { device, source }),
+        };
+        if Instant::now() > deadline {
+            return Err(Error::Busy { device, users });
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
+fn open_exclusively(path: &Path) -> io::Result<File> {
+    let exclusive =
+        i32::try_from(rustix::fs::OFlags::EXCL.bits()).expect("O_EXCL is a small constant");
+    // For reading: closing a file that was open for writing would wake udev's watch.
+    OpenOptions::new().read(true).custom_flags(exclusive).open(path)
+}
+
+/// Best effort, before a disconnect by force.
+fn flush(path: &Path) {
+    let flushed = File::open(path).and_then(|file| file.sync_all());
+    if let Err(error) = flushed {
+        tracing::warn!("{}: what was not written is given up: {error}", path.display());
+    }
+}
+
+fn wait_until_gone(index: u32) -> Result<(), Error> {
+    let sysfs = Sysfs::of(index);
+    let deadline = Instant::now() + KERNEL_TIMEOUT;
+    while sysfs.is_connected() {
+        if Instant::now() > deadline {
+            let seconds = KERNEL_TIMEOUT.as_secs();
+            return Err(Error::Deadline { doing: "let go of the device", seconds });
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+    Ok(())
+}
+
+async fn join(lanes: Vec<LaneThread<()>>) {
+    let ended = async {
+        for lane in lanes {
+            lane.join().await;
+        }
+    };
+    if tokio::time::timeout(LANES_TIMEOUT, ended).await.is_err() {
+        tracing::error!("a lane did not end: its session is left to the target's own timeout");
+    }
+}
+
+/// Asks the driver something on a thread that may block.
+async fn ask_kernel<T, A>(doing: &'static str, ask: A) -> Result<T, Error>
+where
+    T: Send + 'static,
+    A: FnOnce() -> Result<T, netlink::Error> + Send + 'static,
+{
+    match tokio::time::timeout(KERNEL_TIMEOUT, tokio::task::spawn_blocking(ask)).await {
+        Ok(Ok(answer)) => answer.map_err(|error| refusal(doing, error)),
+        Ok(Err(_)) => Err(Error::LaneLost),
+        Err(_) => Err(Error::Deadline { doing, seconds: KERNEL_TIMEOUT.as_secs() }),
+    }
+}
+
+/// Runs what blocks on a thread of its own, and awaits it.
+async fn blocking<T, W>(work: W) -> Result<T, Error>
+where
+    T: Send + 'static,
+    W: FnOnce() -> Result<T, Error> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::LaneLost))
+}
+
+/// Runs what blocks, and leaves it behind when it takes too long: it ends when the device does.
+async fn give_up_after<W: FnOnce() + Send + 'static>(limit: Duration, work: W) {
+    if tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.is_err() {
+        tracing::warn!("dirty data could not be written in {} s: given up", limit.as_secs());
+    }
+}
+
+fn refusal(doing: &'static str, error: netlink::Error) -> Error {
+    match error {
+        netlink::Error::NoFamily => Error::NoDriver,
+        netlink::Error::NotPermitted => Error::NotPermitted,
+        source => Error::Netlink { doing, source },
+    }
+}
+
+/// `modprobe nbd`; whether it helped is seen at the next look for the driver.
+fn load_module() {
+    let outcome = Command::new("modprobe")
+        .arg("nbd")
+        // It is in a system directory, which the path of a service or of `su` may lack.
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match outcome {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::debug!("modprobe nbd: {status}"),
+        Err(error) => tracing::debug!("modprobe nbd: {error}"),
+    }
+}
+
+fn path_of(index: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/nbd{index}"))
+}

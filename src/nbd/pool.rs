@@ -1,0 +1,102 @@
+//! Buffers that are used again, so that the data path does not allocate for each request.
+//!
+//! A room of its own because the rule of what is kept has nothing to do with requests.
+//!
+//! Invariants:
+//! 1. A buffer that is taken has the length that was asked for, and all of it is initialised (with old data of the
+//!    same device, at worst).
+//! 2. At most `KEPT_BYTES_MAX` bytes lie idle.
+//!
+//! Costs: a buffer that is given out longer than it last was has its tail zeroed; equal lengths, which is the rule on
+//! a block device, cost nothing.
+
+use bytes::BytesMut;
+
+/// Idle bytes; a lane's bytes under way are limited to the same.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+/// The smallest class of buffers, a page.
+const CLASS_BYTES_MIN: usize = 4096;
+/// Powers of two from `CLASS_BYTES_MIN` to 32 MiB, the largest payload.
+const CLASSES: usize = 14;
+
+/// Idle buffers, by power-of-two capacity.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    classes: [Vec<BytesMut>; CLASSES],
+    kept_bytes: usize,
+}
+
+impl Pool {
+    /// A buffer of this length.
+    pub(super) fn take(&mut self, length: usize) -> BytesMut {
+        let wanted = length.next_power_of_two().max(CLASS_BYTES_MIN);
+        let Some(mut buffer) = class_of(wanted).and_then(|class| self.classes[class].pop()) else {
+            let mut buffer = BytesMut::zeroed(wanted);
+            buffer.truncate(length);
+            return buffer;
+        };
+        self.kept_bytes -= buffer.capacity();
+        buffer.resize(length, 0);
+        buffer
+    }
+
+    /// Takes a buffer back; one that is odd, or one too many, is freed.
+    pub(super) fn put(&mut self, buffer: BytesMut) {
+        let capacity = buffer.capacity();
+        if !capacity.is_power_of_two() || self.kept_bytes + capacity > KEPT_BYTES_MAX {
+            return;
+        }
+        if let Some(class) = class_of(capacity) {
+            self.kept_bytes += capacity;
+            self.classes[class].push(buffer);
+        }
+    }
+}
+
+fn class_of(capacity: usize) -> Option<usize> {
+    let smallest = CLASS_BYTES_MIN.ilog2();
+    let class = usize::try_from(capacity.ilog2().checked_sub(smallest)?).ok()?;
+    (class < CLASSES).then_some(class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_with_the_length_asked_for() {
+        let mut pool = Pool::default();
+        let first = pool.take(5000);
+        assert_eq!((first.len(), first.capacity()), (5000, 8192));
+        let place = first.as_ptr();
+        pool.put(first);
+        let again = pool.take(8000);
+        assert_eq!((again.len(), again.as_ptr()), (8000, place));
+        assert!(again.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_payload_that_was_shared_comes_back_to_the_pool() {
+        let mut pool = Pool::default();
+        let buffer = pool.take(4096);
+        let place = buffer.as_ptr();
+        let ours = buffer.freeze();
+        let backends = ours.clone();
+        drop(backends);
+        pool.put(ours.try_into_mut().unwrap());
+        assert_eq!(pool.take(512).as_ptr(), place);
+    }
+
+    #[test]
+    fn what_lies_idle_is_limited() {
+        let mut pool = Pool::default();
+        for _ in 0..3 {
+            let buffers: Vec<_> = (0..40).map(|_| pool.take(1 << 20)).collect();
+            buffers.into_iter().for_each(|buffer| pool.put(buffer));
+        }
+        assert_eq!(pool.kept_bytes, KEPT_BYTES_MAX);
+        pool.put(BytesMut::zeroed(100));
+        pool.put(BytesMut::zeroed(64 << 20));
+        assert_eq!(pool.kept_bytes, KEPT_BYTES_MAX);
+    }
+}

@@ -1,0 +1,170 @@
+//! What the engine asks of Cinder, and the client that is made when it is first needed.
+//!
+//! A boundary of its own for the same reason as `platform`: failures at every step are scripted in tests.
+//!
+//! Invariant: the daemon starts, lists and unmounts without a cloud; only what needs Cinder fails while it is away.
+
+use std::fmt::Debug;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::OnceCell;
+
+use super::error::{Cause, Error};
+use crate::cinder::{Cinder, ConnectionInfo, Connector, NewVolume, Volume};
+use crate::config::CloudConfig;
+
+/// Cinder as the engine uses it; the meaning of each call is that of `cinder::Cinder`.
+pub trait Cloud: Debug + Send + Sync + 'static {
+    /// Whether there is one at all.
+    fn is_configured(&self) -> bool;
+
+    /// By UUID or exact name. None: it is certain that there is none.
+    fn find<'a>(&'a self, id_or_name: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>>;
+
+    /// Creates, and waits until available.
+    fn create(&self, new: NewVolume) -> BoxFuture<'_, Result<Volume, Cause>>;
+
+    /// Deletes, and waits until gone.
+    fn delete<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// First step of an attachment: its id.
+    fn reserve<'a>(
+        &'a self,
+        volume_id: &'a str,
+        read_only: bool,
+    ) -> BoxFuture<'a, Result<String, Cause>>;
+
+    /// Second step: how to reach it.
+    fn connect_attachment<'a>(
+        &'a self,
+        attachment_id: &'a str,
+        connector: Connector,
+    ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>>;
+
+    /// Last step.
+    fn complete<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Undo of all steps.
+    fn delete_attachment<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Attachments of a volume: id and status.
+    fn attachments<'a>(
+        &'a self,
+        volume_id: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>>;
+
+    /// Adds or changes one key.
+    fn set_metadata<'a>(
+        &'a self,
+        volume_id: &'a str,
+        key: &'a str,
+        value: &'a str,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+}
+
+/// The configured cloud; authenticated at the first use that succeeds.
+#[derive(Debug)]
+pub struct ConfiguredCloud {
+    config: Option<CloudConfig>,
+    client: OnceCell<Cinder>,
+}
+
+impl ConfiguredCloud {
+    /// Nothing is contacted yet.
+    pub fn new(config: Option<CloudConfig>) -> Self {
+        Self {
+            config,
+            client: OnceCell::new(),
+        }
+    }
+
+    async fn client(&self) -> Result<&Cinder, Cause> {
+        let config = self.config.as_ref().ok_or(Error::NoCloud)?;
+        Ok(self
+            .client
+            .get_or_try_init(|| Cinder::connect(config))
+            .await?)
+    }
+}
+
+impl Cloud for ConfiguredCloud {
+    fn is_configured(&self) -> bool {
+        self.config.is_some()
+    }
+
+    fn find<'a>(&'a self, id_or_name: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>> {
+        Box::pin(async move {
+            match self.client().await?.find(id_or_name).await {
+                Ok(volume) => Ok(Some(volume)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    fn create(&self, new: NewVolume) -> BoxFuture<'_, Result<Volume, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.create(&new).await?) })
+    }
+
+    fn delete<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move { Ok(self.client().await?.delete(volume_id).await?) })
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        volume_id: &'a str,
+        read_only: bool,
+    ) -> BoxFuture<'a, Result<String, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.reserve(volume_id, read_only).await?) })
+    }
+
+    fn connect_attachment<'a>(
+        &'a self,
+        attachment_id: &'a str,
+        connector: Connector,
+    ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>> {
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .connect_attachment(attachment_id, &connector)
+                .await?)
+        })
+    }
+
+    fn complete<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move { Ok(self.client().await?.complete(attachment_id).await?) })
+    }
+
+    fn delete_attachment<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .delete_attachment(attachment_id)
+                .await?)
+        })
+    }
+
+    fn attachments<'a>(
+        &'a self,
+        volume_id: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.attachments(volume_id).await?) })
+    }
+
+    fn set_metadata<'a>(
+        &'a self,
+        volume_id: &'a str,
+        key: &'a str,
+        value: &'a str,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .set_metadata(volume_id, key, value)
+                .await?)
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! This host as it is: the kernel's NBD driver, mounts, tools. Each call is one step; the engine has decided it.
+//!
+//! Invariant: all lanes of a device show the same LUN. Two that differ are refused before the kernel sees either.
+
+use std::path::{Path, PathBuf};
+
+use futures_util::future::BoxFuture;
+
+use super::error::{Cause, Error};
+use super::platform::{Content, Device, MountOptions, MountUser, Platform};
+use super::request::Fstype;
+use super::{blank, filesystem};
+use crate::block::Backend;
+use crate::lun::{Lun, LunSpec};
+use crate::nbd::KernelDevice;
+use crate::sys::mount;
+
+/// The real platform.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Host;
+
+#[derive(Debug)]
+struct HostDevice {
+    device: KernelDevice,
+    identity: String,
+}
+
+impl Device for HostDevice {
+    fn path(&self) -> PathBuf {
+        self.device.path()
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    fn disconnect(
+        self: Box<Self>,
+        force: bool,
+    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>> {
+        Box::pin(async move {
+            let Self { device, identity } = *self;
+            match device.disconnect(force).await {
+                Ok(()) => Ok(()),
+                Err((device, error)) => {
+                    let device: Box<dyn Device> = Box::new(Self { device, identity });
+                    Err((device, error.into()))
+                }
+            }
+        })
+    }
+}
+
+impl Platform for Host {
+    fn probe(&self) -> BoxFuture<'_, Result<(), Cause>> {
+        Box::pin(async { Ok(tokio::task::spawn_blocking(KernelDevice::probe).await??) })
+    }
+
+    fn connect(
+        &self,
+        lanes: Vec<LunSpec>,
+        identifier: String,
+    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
+        Box::pin(connect(lanes, identifier))
+    }
+
+    fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>> {
+        Box::pin(blank::inspect(device))
+    }
+
+    fn format<'a>(&'a self, device: &'a Path, fstype: Fstype) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(filesystem::format(device, fstype))
+    }
+
+    fn mount<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+        fstype: Fstype,
+        options: MountOptions,
+        fresh: bool,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        let (device, at) = (device.to_owned(), mountpoint.to_owned());
+        blocking(move || filesystem::mount_at(&device, &at, fstype, &options, fresh))
+    }
+
+    fn unmount<'a>(&'a self, mountpoint: &'a Path, lazy: bool) -> BoxFuture<'a, Result<(), Cause>> {
+        let at = mountpoint.to_owned();
+        blocking(move || filesystem::unmount_at(&at, lazy))
+    }
+
+    fn is_mounted<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+    ) -> BoxFuture<'a, Result<bool, Cause>> {
+        let (device, at) = (device.to_owned(), mountpoint.to_owned());
+        blocking(move || filesystem::is_mounted(&device, &at))
+    }
+
+    fn users<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+    ) -> BoxFuture<'a, Result<Vec<MountUser>, Cause>> {
+        let (device, at) = (device.to_owned(), mountpoint.to_owned());
+        blocking(move || filesystem::users(&device, &at))
+    }
+
+    fn sync<'a>(&'a self, mountpoint: &'a Path) -> BoxFuture<'a, Result<(), Cause>> {
+        let at = mountpoint.to_owned();
+        blocking(move || mount::sync_filesystem(&at))
+    }
+
+    fn reclaim<'a>(
+        &'a self,
+        identifier: &'a str,
+        mountpoint: Option<&'a Path>,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        let identifier = identifier.to_owned();
+        let mountpoint = mountpoint.map(Path::to_owned);
+        Box::pin(async move {
+            if let Some(at) = mountpoint {
+                // Lazily: the device beneath is dead, so waiting for its users would be waiting for nothing.
+                blocking(move || filesystem::unmount_at(&at, true)).await?;
+            }
+            Ok(
+                tokio::task::spawn_blocking(move || KernelDevice::disconnect_stale(&identifier))
+                    .await??,
+            )
+        })
+    }
+}
+
+/// Runs what blocks on a thread of its own, and awaits it.
+fn blocking<T, F>(work: F) -> BoxFuture<'static, Result<T, Cause>>
+where
+    T: Send + 'static,
+    F: FnOnce() -> std::io::Result<T> + Send + 'static,
+{
+    Box::pin(async move { Ok(tokio::task::spawn_blocking(work).await??) })
+}
+
+async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Device>, Cause> {
+    let mut luns: Vec<Lun> = Vec::with_capacity(lanes.len());
+    for spec in &lanes {
+        let error: Cause = match Lun::open(spec).await {
+            Ok(lun) => {
+                let differs = luns
+                    .first()
+                    .is_some_and(|first| first.identity() != lun.identity());
+                luns.push(lun);
+                if !differs {
+                    continue;
+                }
+                Error::Invalid {
+                    what: "two logins to one LUN show different units; check the target's mapping"
+                        .to_owned(),
+                }
+                .into()
+            }
+            Err(error) => error.into(),
+        };
+        for lun in luns {
+            lun.close().await;
+        }
+        return Err(error);
+    }
+    let identity = luns
+        .first()
+        .map(|lun| lun.identity().to_string())
+        .unwrap_or_default();
+    let device = KernelDevice::connect(luns, &identifier).await?;
+    Ok(Box::new(HostDevice { device, identity }))
+}

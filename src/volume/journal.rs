@@ -1,0 +1,296 @@
+//! What is written down: a record for each volume we know by name, an entry for each attachment while it lives.
+//!
+//! Invariants:
+//! 1. An entry is on the disk, with the step that comes next, before that step is done; so whatever a crash
+//!    interrupts can be undone from the entry alone.
+//! 2. A file is replaced whole: written beside, synced, renamed, the directory synced. A reader sees old or new.
+//! 3. No secret is ever written: an entry can be undone without one. Both directories are root's alone all the same.
+//!
+//! Entries lie in the state directory, not on tmpfs: the kernel's device does not outlive a reboot, but the
+//! attachment in Cinder does, and without its id the volume would stay in use by a host that no longer has it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::error::Error;
+use super::request::Fstype;
+
+/// What is known of a volume under its name here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Its name here.
+    pub(crate) name: String,
+    /// Cinder's UUID.
+    pub(crate) volume_id: String,
+    /// GiB, as last told by Cinder.
+    pub(crate) size_gib: u64,
+    /// Cinder's volume type.
+    pub(crate) volume_type: Option<String>,
+    /// RFC 3339, UTC.
+    pub(crate) created_at: Option<String>,
+    /// Created by a cinder-nbd, this one or another of the project.
+    pub(crate) created_by_us: bool,
+    /// What to make when it is blank and ours.
+    pub(crate) fstype: Fstype,
+    /// As after `mount -o`.
+    pub(crate) mount_options: String,
+    /// Attach and mount without the right to write.
+    pub(crate) read_only: bool,
+    /// How far its filesystem has come.
+    pub(crate) formatted: Formatted,
+}
+
+/// How far the filesystem of a volume of ours has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Formatted {
+    /// Never touched.
+    No,
+    /// mkfs was begun; whether it ended is not known.
+    Begun,
+    /// It has, or had, a filesystem: if it looks blank now, something is wrong.
+    Done,
+}
+
+/// One attachment, from before its first step until after its last undo.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// Ours; the kernel's device carries it as its backend identifier, lanes derive their ISID from it.
+    pub(crate) id: Uuid,
+    /// The volume's name here.
+    pub(crate) volume: String,
+    /// Cinder's UUID of the volume; none for a static target.
+    pub(crate) volume_id: Option<String>,
+    /// Cinder's UUID of the attachment, once reserved.
+    pub(crate) attachment_id: Option<String>,
+    /// The step that is being done, or was done last.
+    pub(crate) step: Step,
+    /// Where it is, or is about to be, mounted.
+    pub(crate) mountpoint: Option<PathBuf>,
+}
+
+/// The steps of an attachment in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Step {
+    /// Cinder is being asked for an attachment; its id is not known yet.
+    Reserving,
+    /// The id is known, the export is being made.
+    Connecting,
+    /// Login and kernel device are being made.
+    Exporting,
+    /// Cinder is being told that we have it.
+    Completing,
+    /// In use.
+    Attached,
+    /// On the way back.
+    Detaching,
+}
+
+impl Entry {
+    /// An entry before its first step.
+    pub(crate) fn new(volume: &str, volume_id: Option<&str>, step: Step) -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            volume: volume.to_owned(),
+            volume_id: volume_id.map(str::to_owned),
+            attachment_id: None,
+            step,
+            mountpoint: None,
+        }
+    }
+
+    /// What sysfs shows as the device's backend, and udev can name it by.
+    pub(crate) fn identifier(&self) -> String {
+        format!("cinder-nbd:{}", self.id)
+    }
+}
+
+/// The two directories.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    records: PathBuf,
+    entries: PathBuf,
+}
+
+impl Store {
+    /// Makes the directories beneath the state directory.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, Error> {
+        let store = Self {
+            records: state_dir.join("volumes"),
+            entries: state_dir.join("attachments"),
+        };
+        for directory in [&store.records, &store.entries] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(|error| Error::file("making the directory", directory, error))?;
+        }
+        Ok(store)
+    }
+
+    /// All records and entries; a file that cannot be understood is named in the log and left alone.
+    pub(crate) fn load(&self) -> Result<(Vec<Record>, Vec<Entry>), Error> {
+        Ok((load(&self.records)?, load(&self.entries)?))
+    }
+
+    /// Writes a record.
+    pub(crate) async fn save_record(&self, record: &Record) -> Result<(), Error> {
+        write(
+            self.records.join(format!("{}.json", record.name)),
+            to_json(record),
+        )
+        .await
+    }
+
+    /// Removes a record. Absent is done.
+    pub(crate) async fn forget_record(&self, name: &str) -> Result<(), Error> {
+        remove(self.records.join(format!("{name}.json"))).await
+    }
+
+    /// Writes an entry.
+    pub(crate) async fn save_entry(&self, entry: &Entry) -> Result<(), Error> {
+        write(
+            self.entries.join(format!("{}.json", entry.id)),
+            to_json(entry),
+        )
+        .await
+    }
+
+    /// Removes an entry. Absent is done.
+    pub(crate) async fn forget_entry(&self, entry: &Entry) -> Result<(), Error> {
+        remove(self.entries.join(format!("{}.json", entry.id))).await
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("these types have no map with odd keys");
+    text.push(b'\n');
+    text
+}
+
+fn load<T: DeserializeOwned>(directory: &Path) -> Result<Vec<T>, Error> {
+    let failed = |error| Error::file("reading the directory", directory, error);
+    let mut values = Vec::new();
+    for file in std::fs::read_dir(directory).map_err(failed)? {
+        let path = file.map_err(failed)?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = std::fs::read(&path).map_err(|error| Error::file("reading", &path, error))?;
+        match serde_json::from_slice(&text) {
+            Ok(value) => values.push(value),
+            // One bad file must not keep all other volumes away.
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "left alone: not understood")
+            }
+        }
+    }
+    Ok(values)
+}
+
+async fn write(path: PathBuf, text: Vec<u8>) -> Result<(), Error> {
+    blocking(move || {
+        write_durably(&path, &text).map_err(|error| Error::file("writing", path, error))
+    })
+    .await
+}
+
+async fn remove(path: PathBuf) -> Result<(), Error> {
+    blocking(move || remove_durably(&path).map_err(|error| Error::file("removing", path, error)))
+        .await
+}
+
+/// Runs what blocks on a thread of its own, and awaits it.
+async fn blocking<F>(work: F) -> Result<(), Error>
+where
+    F: FnOnce() -> Result<(), Error> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::step("writing the journal", error)),
+    }
+}
+
+fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&beside, path)?;
+    sync_directory(path)
+}
+
+fn remove_durably(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_directory(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_saved_is_loaded_and_what_is_forgotten_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut entry = Entry::new("v1", Some("u-1"), Step::Reserving);
+        store.save_entry(&entry).await.unwrap();
+        entry.step = Step::Attached;
+        entry.attachment_id = Some("a-1".to_owned());
+        store.save_entry(&entry).await.unwrap();
+        assert_eq!(store.load().unwrap(), (Vec::new(), vec![entry.clone()]));
+        store.forget_entry(&entry).await.unwrap();
+        store.forget_entry(&entry).await.unwrap();
+        assert_eq!(store.load().unwrap(), (Vec::new(), Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn files_are_roots_alone_and_a_broken_one_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let entry = Entry::new("v1", None, Step::Exporting);
+        store.save_entry(&entry).await.unwrap();
+        let entries = directory.path().join("attachments");
+        std::fs::write(entries.join("broken.json"), "{").unwrap();
+        std::fs::write(entries.join("half.new"), "{").unwrap();
+        assert_eq!(store.load().unwrap().1, [entry.clone()]);
+        let file = entries.join(format!("{}.json", entry.id));
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            entries.metadata().unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+    }
+
+    #[test]
+    fn the_identifier_is_short_and_one_line() {
+        let identifier = Entry::new("v1", None, Step::Exporting).identifier();
+        assert!(
+            identifier.len() < 64 && !identifier.contains('\n'),
+            "{identifier}"
+        );
+    }
+}

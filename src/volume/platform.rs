@@ -1,0 +1,99 @@
+//! What the engine asks of this host: kernel devices, filesystems, mounts. The real one is `host::Host`.
+//!
+//! A boundary of its own because the order of steps and of their undoing must be tested where the kernel has no NBD
+//! driver: a test's platform fails at any step it likes.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+
+use futures_util::future::BoxFuture;
+
+use super::error::Cause;
+use super::request::Fstype;
+use crate::lun::LunSpec;
+pub use crate::sys::mount::{MountOptions, MountUser};
+
+/// What is on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Proved: every place where a signature could be was read, is zero, and libblkid found nothing.
+    Blank,
+    /// One filesystem, by the name mount(8) has for it.
+    Filesystem(String),
+    /// Something else, in words.
+    Other(String),
+}
+
+/// A device the kernel shows, served by us.
+pub trait Device: Debug + Send + Sync {
+    /// `/dev/nbdX`.
+    fn path(&self) -> PathBuf;
+
+    /// What the LUN behind it said it is.
+    fn identity(&self) -> String;
+
+    /// Flushes, disconnects, logs out. Refuses while the device is in use, unless `force`.
+    ///
+    /// # Errors
+    /// In use, or the kernel refused: the device comes back and works as before.
+    fn disconnect(
+        self: Box<Self>,
+        force: bool,
+    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>>;
+}
+
+/// This host.
+pub trait Platform: Debug + Send + Sync + 'static {
+    /// Whether the kernel can make devices.
+    fn probe(&self) -> BoxFuture<'_, Result<(), Cause>>;
+
+    /// Logs in once a lane and makes a device of it. On failure nothing is left.
+    fn connect(
+        &self,
+        lanes: Vec<LunSpec>,
+        identifier: String,
+    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>>;
+
+    /// What is on the device. An error is an error, never "blank".
+    fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>>;
+
+    /// Makes a filesystem. Whether this may be done is decided before.
+    fn format<'a>(&'a self, device: &'a Path, fstype: Fstype) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Makes the mountpoint and mounts. `fresh`: the filesystem was just made; it is given to its users empty.
+    fn mount<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+        fstype: Fstype,
+        options: MountOptions,
+        fresh: bool,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Unmounts and removes the mountpoint. Nothing mounted there is done.
+    fn unmount<'a>(&'a self, mountpoint: &'a Path, lazy: bool) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Whether the device is mounted there in our namespace.
+    fn is_mounted<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+    ) -> BoxFuture<'a, Result<bool, Cause>>;
+
+    /// Who has the device mounted anywhere else than at our mountpoint.
+    fn users<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+    ) -> BoxFuture<'a, Result<Vec<MountUser>, Cause>>;
+
+    /// Writes back what is dirty on the filesystem.
+    fn sync<'a>(&'a self, mountpoint: &'a Path) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Removes what a dead daemon left of an attachment: the mount, and the device that carries the identifier.
+    fn reclaim<'a>(
+        &'a self,
+        identifier: &'a str,
+        mountpoint: Option<&'a Path>,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+}

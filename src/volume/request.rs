@@ -1,0 +1,396 @@
+//! What is asked of the engine, and what it tells: requests, targets, sizes, views.
+//!
+//! Parsed here once for the command line, the control socket and Docker alike; a value that exists is legal.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use iscsi::proto::{ChapCredentials, IscsiName, Portal};
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use crate::sys::mount::MountOptions;
+
+/// A name under which a volume is known here: what Docker's own driver allows, so that no name needs escaping.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeName(String);
+
+impl VolumeName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let begins_well = text.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let legal =
+            |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.' | '-');
+        if begins_well && text.len() <= NAME_BYTES_MAX && text.chars().all(legal) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::Name {
+                name: text.to_owned(),
+            })
+        }
+    }
+}
+
+/// Chosen freely: below the 255 of a file name and of Cinder's `name`, and enough for Docker's 64-letter ids.
+const NAME_BYTES_MAX: usize = 128;
+
+/// A volume's size in whole GiB, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SizeGib(u64);
+
+impl SizeGib {
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// A number of GiB; nothing for zero.
+    pub fn new(gib: u64) -> Option<Self> {
+        (gib > 0).then_some(Self(gib))
+    }
+}
+
+impl FromStr for SizeGib {
+    type Err = Error;
+
+    /// `10`, `10G`, `10GB` and `10GiB` are ten GiB, as in Cinder, whose GB are GiB; smaller units are rounded up.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::Invalid {
+            what: format!("{text:?} is no size; write whole GiB as in 10, or 10GiB, 512MiB, 2TiB"),
+        };
+        let trimmed = text.trim();
+        let split = trimmed
+            .find(|letter: char| !letter.is_ascii_digit())
+            .unwrap_or(trimmed.len());
+        let (digits, unit) = trimmed.split_at(split);
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        let gib = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "g" | "gb" | "gib" => Some(number),
+            "t" | "tb" | "tib" => number.checked_mul(1 << 10),
+            "m" | "mb" | "mib" => Some(number.div_ceil(1 << 10)),
+            "k" | "kb" | "kib" => Some(number.div_ceil(1 << 20)),
+            _ => None,
+        };
+        gib.filter(|gib| (1..=SIZE_GIB_MAX).contains(gib))
+            .map(Self)
+            .ok_or_else(wrong)
+    }
+}
+
+/// 8 EiB, beyond which the byte count of a device does not fit the kernel's signed 64 bits.
+const SIZE_GIB_MAX: u64 = (1 << 33) - 1;
+
+/// A filesystem that can be made and mounted here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Fstype {
+    /// The only one of this release.
+    Ext4,
+}
+
+impl Fstype {
+    /// As mount(8) spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+        }
+    }
+}
+
+impl FromStr for Fstype {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "ext4" => Ok(Self::Ext4),
+            "xfs" | "btrfs" | "ext2" | "ext3" | "f2fs" => Err(Error::Invalid {
+                what: format!(
+                    "fstype {text} is not supported yet; this release makes and mounts ext4"
+                ),
+            }),
+            _ => Err(Error::Invalid {
+                what: format!("{text:?} is no known fstype; use ext4"),
+            }),
+        }
+    }
+}
+
+/// What to create, or which existing volume to take under a name.
+#[derive(Clone, Debug, Default)]
+pub struct CreateRequest {
+    /// Size; the configured default when absent.
+    pub size: Option<SizeGib>,
+    /// Cinder's volume type.
+    pub volume_type: Option<String>,
+    /// Filesystem; the configured default when absent.
+    pub fstype: Option<Fstype>,
+    /// Cinder's availability zone.
+    pub availability_zone: Option<String>,
+    /// Make it from this snapshot.
+    pub snapshot_id: Option<String>,
+    /// Make it from this volume.
+    pub source_volid: Option<String>,
+    /// Make it from this image.
+    pub image: Option<String>,
+    /// Do not create: take this volume of the cloud.
+    pub volume_id: Option<String>,
+    /// As after `mount -o`; checked.
+    pub mount_options: Option<String>,
+    /// Shown by Cinder.
+    pub description: Option<String>,
+    /// Attach and mount without the right to write.
+    pub read_only: bool,
+}
+
+impl CreateRequest {
+    /// Checks what only makes sense together.
+    ///
+    /// # Errors
+    /// Two sources, or a source and a volume that exists, or mount options that cannot be.
+    pub fn check(&self) -> Result<(), Error> {
+        let sources = [
+            ("snapshot_id", &self.snapshot_id),
+            ("source_volid", &self.source_volid),
+            ("image", &self.image),
+            ("volume_id", &self.volume_id),
+        ];
+        let given: Vec<&str> = sources
+            .iter()
+            .filter(|(_, value)| value.is_some())
+            .map(|(name, _)| *name)
+            .collect();
+        if given.len() > 1 {
+            return Err(Error::Invalid {
+                what: format!(
+                    "{} exclude each other; give one of them",
+                    given.join(" and ")
+                ),
+            });
+        }
+        if self.volume_id.is_some() && (self.size.is_some() || self.volume_type.is_some()) {
+            return Err(Error::Invalid {
+                what: "volume_id takes a volume as it is; leave size and type away".to_owned(),
+            });
+        }
+        parse_mount_options(self.mount_options.as_deref().unwrap_or_default()).map(drop)
+    }
+}
+
+/// The options as mount(2) wants them.
+pub(crate) fn parse_mount_options(text: &str) -> Result<MountOptions, Error> {
+    MountOptions::parse(text).map_err(|word| Error::Invalid {
+        what: format!("mount option {word:?} changes what is mounted, not how; leave it away"),
+    })
+}
+
+/// A LUN that no cloud knows of.
+#[derive(Clone, Debug)]
+pub struct StaticTarget {
+    /// Where.
+    pub portal: Portal,
+    /// Target name.
+    pub target: IscsiName,
+    /// Logical unit.
+    pub lun: u16,
+    /// CHAP, when the target asks for it.
+    pub chap: Option<ChapCredentials>,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+impl StaticTarget {
+    /// The name under which it is listed, in the manner of `/dev/disk/by-path`.
+    pub fn name(&self) -> String {
+        format!("{}-lun-{}", self.target, self.lun)
+    }
+}
+
+/// What is known here of one volume, without asking anybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Its name here.
+    pub name: String,
+    /// Cinder's UUID; none for a static target.
+    pub volume_id: Option<String>,
+    /// GiB, as last told by Cinder.
+    pub size_gib: Option<u64>,
+    /// Cinder's volume type.
+    pub volume_type: Option<String>,
+    /// RFC 3339, UTC.
+    pub created_at: Option<String>,
+    /// Whether cinder-nbd created it, and hence deletes it on removal.
+    pub created_by_us: bool,
+    /// Filesystem asked for.
+    pub fstype: Option<String>,
+    /// `detached`, `attached`, `mounted`, or `cleaning` when an undo is still to be done.
+    pub state: State,
+    /// Attached without the right to write.
+    pub read_only: bool,
+    /// `/dev/nbdX`.
+    pub device: Option<PathBuf>,
+    /// Target name and LUN it is attached through.
+    pub target: Option<String>,
+    /// Portal it is attached through.
+    pub portal: Option<String>,
+    /// What the LUN said it is.
+    pub identity: Option<String>,
+    /// Where it is mounted.
+    pub mountpoint: Option<PathBuf>,
+    /// How many mounts Docker has asked for and not given back: a hint.
+    pub mounts: u32,
+    /// Attached by hand, and hence kept until detached by hand.
+    pub held: bool,
+    /// The last failure, in one line.
+    pub last_error: Option<String>,
+}
+
+/// Where a volume is in its life on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not here.
+    #[default]
+    Detached,
+    /// A device.
+    Attached,
+    /// A device with a filesystem that is mounted.
+    Mounted,
+    /// Gone from here, but Cinder has not confirmed yet.
+    Cleaning,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Detached => "detached",
+            Self::Attached => "attached",
+            Self::Mounted => "mounted",
+            Self::Cleaning => "cleaning",
+        })
+    }
+}
+
+/// The daemon in figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the daemon.
+    pub version: String,
+    /// Of the daemon.
+    pub pid: u32,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// Our name in connectors.
+    pub host: String,
+    /// Our IQN.
+    pub initiator_name: String,
+    /// Whether a cloud is configured.
+    pub cloud: bool,
+    /// What the kernel's NBD driver is: `ready`, or why not.
+    pub kernel: String,
+    /// Known volumes.
+    pub volumes: usize,
+    /// Attached ones among them.
+    pub attached: usize,
+    /// Mounted ones among them.
+    pub mounted: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_gib_and_round_up() {
+        for (text, gib) in [
+            ("1", 1),
+            ("10", 10),
+            ("10G", 10),
+            ("10GB", 10),
+            ("10 GiB", 10),
+            ("1500MiB", 2),
+            ("1M", 1),
+            ("2T", 2048),
+            ("1048577k", 2),
+        ] {
+            assert_eq!(text.parse::<SizeGib>().unwrap().get(), gib, "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "-1",
+            "1.5G",
+            "ten",
+            "1X",
+            "0M",
+            "99999999999999999999",
+            "18446744073709551615T",
+        ] {
+            assert!(text.parse::<SizeGib>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_what_dockers_own_driver_allows() {
+        for name in ["a", "v1", "A.b-c_d", "0f", &"x".repeat(128)] {
+            assert!(name.parse::<VolumeName>().is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "-a",
+            "_a",
+            "a/b",
+            "a b",
+            "a\n",
+            "\u{e4}",
+            &"x".repeat(129),
+        ] {
+            assert!(name.parse::<VolumeName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn sources_exclude_each_other() {
+        let both = CreateRequest {
+            snapshot_id: Some("s".to_owned()),
+            image: Some("i".to_owned()),
+            ..CreateRequest::default()
+        };
+        let text = both.check().unwrap_err().to_string();
+        assert!(text.contains("snapshot_id and image"), "{text}");
+        let adopted = CreateRequest {
+            volume_id: Some("v".to_owned()),
+            size: SizeGib::new(1),
+            ..CreateRequest::default()
+        };
+        assert!(adopted.check().is_err());
+    }
+
+    #[test]
+    fn other_filesystems_are_named_as_not_yet() {
+        assert!(
+            "xfs"
+                .parse::<Fstype>()
+                .unwrap_err()
+                .to_string()
+                .contains("not supported yet")
+        );
+        assert!(
+            "nonsense"
+                .parse::<Fstype>()
+                .unwrap_err()
+                .to_string()
+                .contains("no known fstype")
+        );
+    }
+}

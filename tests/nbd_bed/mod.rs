@@ -1,0 +1,293 @@
+//! What the NBD tests stand on: a backend in memory whose answers can be held, failed and reordered; an export that
+//! runs on a thread of its own; programs with a deadline.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+
+use bytes::BytesMut;
+use cinder_nbd::block::{Backend, Completion, ErrorKind, Geometry, Operation, Request};
+use cinder_nbd::nbd::{self, ExportOptions};
+use tokio_util::sync::CancellationToken;
+
+/// Requests a memory backend takes at once; fewer than a lane, so that lanes meet the limit.
+const SLOTS: usize = 32;
+
+/// A medium in memory, shared by all backends that were opened on it.
+#[derive(Clone)]
+pub struct Medium {
+    geometry: Geometry,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    data: Vec<u8>,
+    /// Answers are kept back while this is set.
+    held: bool,
+    /// The next requests fail with this.
+    failing: Option<ErrorKind>,
+    wakers: Vec<Waker>,
+    counts: Counts,
+}
+
+/// What the backends of a medium did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub opened: u32,
+    pub closed: u32,
+    pub reads: u32,
+    pub writes: u32,
+    pub fua: u32,
+    pub flushes: u32,
+    pub trims: u32,
+    pub zeroes: u32,
+}
+
+impl Medium {
+    pub fn new(size_bytes: usize) -> Self {
+        Self::with(size_bytes, |_| {})
+    }
+
+    pub fn with(size_bytes: usize, change: impl FnOnce(&mut Geometry)) -> Self {
+        let mut geometry = Geometry {
+            size_bytes: u64::try_from(size_bytes).unwrap(),
+            block_bytes: 512,
+            physical_block_bytes: 4096,
+            preferred_bytes: 64 << 10,
+            request_bytes_max: 32 << 20,
+            read_only: false,
+            write_cache: true,
+            can_trim: true,
+            can_write_zeroes: true,
+            rotational: false,
+        };
+        change(&mut geometry);
+        let state = State { data: vec![0; size_bytes], ..State::default() };
+        Self { geometry, state: Arc::new(Mutex::new(state)) }
+    }
+
+    pub fn open(&self) -> MemoryBackend {
+        self.state().counts.opened += 1;
+        MemoryBackend { medium: self.clone(), queue: VecDeque::new() }
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.state().counts
+    }
+
+    pub fn bytes(&self, range: std::ops::Range<usize>) -> Vec<u8> {
+        self.state().data[range].to_vec()
+    }
+
+    pub fn fill(&self, at: usize, bytes: &[u8]) {
+        self.state().data[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Keeps answers back, or lets them go.
+    pub fn hold(&self, held: bool) {
+        let mut state = self.state();
+        state.held = held;
+        state.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    pub fn fail(&self, kind: Option<ErrorKind>) {
+        self.state().failing = kind;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+/// A backend on a medium. Writes take effect when they complete; completions come newest first.
+pub struct MemoryBackend {
+    medium: Medium,
+    queue: VecDeque<Request>,
+}
+
+impl Backend for MemoryBackend {
+    fn geometry(&self) -> &Geometry {
+        &self.medium.geometry
+    }
+
+    fn free_slots(&self) -> usize {
+        SLOTS - self.queue.len()
+    }
+
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
+        if self.free_slots() == 0 {
+            return Err(request);
+        }
+        self.queue.push_back(request);
+        Ok(())
+    }
+
+    fn poll_completion(&mut self, cx: &mut Context<'_>) -> Poll<Completion> {
+        let mut state = self.medium.state();
+        let next = if state.held { None } else { self.queue.pop_back() };
+        let Some(request) = next else {
+            state.wakers.push(cx.waker().clone());
+            return Poll::Pending;
+        };
+        let token = request.token;
+        let result = match state.failing {
+            Some(kind) => Err(kind),
+            None => Ok(execute(&mut state, &self.medium.geometry, request)),
+        };
+        Poll::Ready(Completion { token, result })
+    }
+
+    async fn close(self) {
+        assert!(self.queue.is_empty(), "a backend is closed when nothing is under way");
+        self.medium.state().counts.closed += 1;
+    }
+}
+
+fn execute(state: &mut State, geometry: &Geometry, request: Request) -> BytesMut {
+    let at = usize::try_from(request.offset).unwrap();
+    let counts = &mut state.counts;
+    let block = u64::from(geometry.block_bytes);
+    assert!(request.offset.is_multiple_of(block), "requests are aligned");
+    match request.operation {
+        Operation::Read(mut buffer) => {
+            counts.reads += 1;
+            assert!(buffer.len() <= usize::try_from(geometry.request_bytes_max).unwrap());
+            let length = buffer.len();
+            buffer.copy_from_slice(&state.data[at..at + length]);
+            return buffer;
+        }
+        Operation::Write { data, fua } => {
+            counts.writes += 1;
+            counts.fua += u32::from(fua);
+            assert!(data.len() <= usize::try_from(geometry.request_bytes_max).unwrap());
+            state.data[at..at + data.len()].copy_from_slice(&data);
+        }
+        Operation::Flush => counts.flushes += 1,
+        // Trimmed ranges read as a pattern, so that nobody can rely on zeroes.
+        Operation::Trim { len } => {
+            counts.trims += 1;
+            state.data[at..at + usize::try_from(len).unwrap()].fill(0xdd);
+        }
+        Operation::WriteZeroes { len, fua, .. } => {
+            counts.zeroes += 1;
+            counts.fua += u32::from(fua);
+            state.data[at..at + usize::try_from(len).unwrap()].fill(0);
+        }
+    }
+    BytesMut::new()
+}
+
+/// An export of a medium, served by a thread until it is stopped.
+pub struct Export {
+    pub socket: PathBuf,
+    shutdown: CancellationToken,
+    thread: Option<JoinHandle<Result<(), nbd::Error>>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Export {
+    pub fn of(medium: &Medium) -> Self {
+        Self::with(medium, |_| {})
+    }
+
+    pub fn with(medium: &Medium, change: impl FnOnce(&mut ExportOptions)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = ExportOptions::new(directory.path().join("export.sock"));
+        change(&mut options);
+        let socket = options.socket.clone();
+        let shutdown = CancellationToken::new();
+        let (medium, token) = (medium.clone(), shutdown.clone());
+        let thread = std::thread::spawn(move || serve(options, medium, token));
+        let export = Self { socket, shutdown, thread: Some(thread), _directory: directory };
+        wait_for("the export's socket", || export.socket.exists());
+        export
+    }
+
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    /// Asks for the end, without waiting for it.
+    pub fn cancel(&self) {
+        self.shutdown.cancel();
+    }
+
+    pub fn stop(mut self) {
+        self.shutdown.cancel();
+        self.thread.take().unwrap().join().unwrap().unwrap();
+        assert!(!self.socket.exists(), "the socket is removed at the end");
+    }
+}
+
+/// `serve_export` on a runtime of its own.
+pub fn serve(
+    options: ExportOptions,
+    medium: Medium,
+    shutdown: CancellationToken,
+) -> Result<(), nbd::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(nbd::serve_export(
+        options,
+        move || {
+            let backend = medium.open();
+            async move { Ok::<_, nbd::OpenError>(backend) }
+        },
+        shutdown,
+    ))
+}
+
+/// Runs a program of the host to its end, at most two minutes; a missing one fails the test with what to install.
+#[track_caller]
+pub fn run(program: &str, arguments: &[&str]) -> Output {
+    let package = match program {
+        "nbdinfo" | "nbdcopy" => "libnbd-bin",
+        "nbdsh" => "libnbd-bin python3-libnbd",
+        "qemu-io" | "qemu-img" => "qemu-utils",
+        other => other,
+    };
+    // nbdsh is a script for the first python3 of the path, which may not be the one that the package is for.
+    let command: &[&str] =
+        if program == "nbdsh" { &["/usr/bin/python3", "-m", "nbd"] } else { &[program] };
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "120"])
+        .args(command)
+        .args(arguments)
+        .output()
+        .expect("coreutils has timeout");
+    let status = output.status.code();
+    let missing = matches!(status, Some(126 | 127))
+        || String::from_utf8_lossy(&output.stderr).contains("No module named");
+    assert!(!missing, "{program} is missing: apt-get install {package}");
+    assert_ne!(status, Some(124), "{program} {arguments:?} took more than two minutes");
+    output
+}
+
+/// The same, and it must succeed; gives its standard output.
+#[track_caller]
+pub fn run_ok(program: &str, arguments: &[&str]) -> String {
+    let output = run(program, arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// Waits for something that another thread or process does; ten seconds at most.
+#[track_caller]
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("waited ten seconds in vain for {what}");
+}
