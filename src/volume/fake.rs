@@ -96,6 +96,8 @@ impl World {
             volume_type: None,
             availability_zone: None,
             created_at: Some("2026-11-22T20:00:00.000000".to_owned()),
+            updated_at: None,
+            description: None,
             multiattach: false,
             encrypted: false,
             metadata,
