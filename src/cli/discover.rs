@@ -26,7 +26,7 @@ async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
         let values: Vec<serde_json::Value> = targets
             .iter()
             .map(|target| {
-                let portals: Vec<String> = target.portals.iter().map(ToString::to_string).collect();
+                let portals: Vec<String> = target.portals.iter().map(|found| found.portal.to_string()).collect();
                 json!({ "target": target.name.to_string(), "portals": portals })
             })
             .collect();
@@ -38,7 +38,7 @@ async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
             target
                 .portals
                 .iter()
-                .map(|portal| vec![target.name.to_string(), portal.to_string()])
+                .map(|portal| vec![target.name.to_string(), portal.portal.to_string()])
         })
         .collect();
     print_table(
