@@ -18,7 +18,7 @@ pub(super) async fn run(config: &Config, options: Discover) -> anyhow::Result<()
 
 async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
     let initiator: IscsiName = config.initiator_name.parse()?;
-    let chap = secret::credentials(&options.chap)?;
+    let chap = secret::credentials(options.chap_user.as_deref(), options.chap_secret_file.as_deref())?;
     let isid = lane_isid(Uuid::new_v4(), 0);
     let session = session_params(options.portal.clone(), initiator, None, chap, isid);
     let targets = iscsi::client::discover(&session).await?;
