@@ -20,7 +20,11 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let is_daemon = matches!(arguments.verb, Verb::Daemon);
-    telemetry::start(if is_daemon { Speaker::Daemon } else { Speaker::Command });
+    telemetry::start(if is_daemon {
+        Speaker::Daemon
+    } else {
+        Speaker::Command
+    });
     let result = run(arguments);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -33,7 +37,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     // The control plane: one thread; what blocks has threads of its own, and so has every lane.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = match arguments.verb {
         Verb::Daemon => {
             let config = Config::load(arguments.config.as_deref())?;
@@ -72,7 +78,9 @@ async fn daemon(config: &Config) -> anyhow::Result<()> {
             match ended {
                 Some(ended) => ended,
                 // Whoever is cut off here sees a closed connection and, later, a daemon that has undone its call.
-                None => tokio::time::timeout(FACES_PATIENCE, faces).await.unwrap_or(Ok(())),
+                None => tokio::time::timeout(FACES_PATIENCE, faces)
+                    .await
+                    .unwrap_or(Ok(())),
             }
         }
         Err(error) => Err(error),
@@ -98,9 +106,10 @@ fn faces(
     let control = control.serve(engine.clone(), shutdown.clone());
     let plugin = plugin.serve(engine.clone(), shutdown.clone());
     Ok(async move {
-        tokio::try_join!(async { control.await.map_err(anyhow::Error::from) }, async {
-            plugin.await.map_err(anyhow::Error::from)
-        })?;
+        tokio::try_join!(
+            async { control.await.map_err(anyhow::Error::from) },
+            async { plugin.await.map_err(anyhow::Error::from) }
+        )?;
         Ok(())
     })
 }

@@ -9,8 +9,16 @@ use crate::volume::SizeGib;
 
 /// OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi.
 #[derive(Debug, Parser)]
-#[command(name = "cinder-nbd", version, about, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+#[command(
+    name = "cinder-nbd",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
 pub struct Arguments {
     /// The configuration file [default: /etc/cinder-nbd/cinder-nbd.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE")]
@@ -32,8 +40,10 @@ pub enum Verb {
     )]
     Daemon,
     /// Attach a volume as /dev/nbdX and print the device
-    #[command(after_help = "Examples:\n  cinder-nbd attach data1\n  cinder-nbd attach --portal 192.0.2.10:3260 \
-        --target iqn.2026-11.example:disk1 --lun 0 --chap-user me --chap-secret-file /root/chap")]
+    #[command(
+        after_help = "Examples:\n  cinder-nbd attach data1\n  cinder-nbd attach --portal 192.0.2.10:3260 \
+        --target iqn.2026-11.example:disk1 --lun 0 --chap-user me --chap-secret-file /root/chap"
+    )]
     Attach(Attach),
     /// Detach a volume by name, UUID or device
     #[command(after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0")]
@@ -58,8 +68,10 @@ pub enum Verb {
     Status(Show),
     /// Create, list, show and delete volumes in Cinder; needs no daemon
     #[command(subcommand)]
-    #[command(after_help = "The cloud is named as for the openstack command: OS_CLOUD with clouds.yaml, or the OS_* \
-        variables, or [cloud] in the configuration file.\n\nExample:\n  cinder-nbd volume create data1 --size 10")]
+    #[command(
+        after_help = "The cloud is named as for the openstack command: OS_CLOUD with clouds.yaml, or the OS_* \
+        variables, or [cloud] in the configuration file.\n\nExample:\n  cinder-nbd volume create data1 --size 10"
+    )]
     Volume(VolumeVerb),
 }
 
@@ -71,7 +83,7 @@ pub struct Show {
     pub json: bool,
 }
 
-/// Which LUN, and how to reach it.
+/// Which LUN, and how to reach it. Flat: clap sees an optional part as given only by options of its own.
 #[derive(Debug, Args)]
 pub struct TargetOptions {
     /// Address of the target; port 3260 unless given
@@ -83,14 +95,6 @@ pub struct TargetOptions {
     /// Number of the logical unit
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..16384), requires_all = ["portal", "target"])]
     pub lun: u16,
-    /// The CHAP credentials.
-    #[command(flatten)]
-    pub chap: ChapOptions,
-}
-
-/// CHAP, when the target asks for it.
-#[derive(Debug, Args)]
-pub struct ChapOptions {
     /// Name for CHAP, when the target asks for it
     #[arg(long, value_name = "USER", requires = "chap_secret_file")]
     pub chap_user: Option<String>,
@@ -150,9 +154,12 @@ pub struct Discover {
     /// Address of the target; port 3260 unless given
     #[arg(long, value_name = "HOST:PORT")]
     pub portal: Portal,
-    /// The CHAP credentials.
-    #[command(flatten)]
-    pub chap: ChapOptions,
+    /// Name for CHAP, when the target asks for it
+    #[arg(long, value_name = "USER", requires = "chap_secret_file")]
+    pub chap_user: Option<String>,
+    /// File with the CHAP secret
+    #[arg(long, value_name = "FILE", requires = "chap_user")]
+    pub chap_secret_file: Option<PathBuf>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
@@ -193,13 +200,13 @@ pub struct VolumeCreate {
     #[arg(long, value_name = "TEXT")]
     pub description: Option<String>,
     /// Make it from this snapshot
-    #[arg(long, value_name = "ID", group = "source")]
+    #[arg(long, value_name = "ID", group = "origin")]
     pub snapshot: Option<String>,
     /// Make it from this volume
-    #[arg(long, value_name = "ID", group = "source")]
+    #[arg(long, value_name = "ID", group = "origin")]
     pub source: Option<String>,
     /// Make it from this image
-    #[arg(long, value_name = "ID", group = "source")]
+    #[arg(long, value_name = "ID", group = "origin")]
     pub image: Option<String>,
     /// How to print.
     #[command(flatten)]
@@ -259,7 +266,11 @@ mod tests {
             "volume show v1 --json".to_owned(),
             "volume delete v1".to_owned(),
         ] {
-            assert!(parsed(&words).is_ok(), "{words}: {}", parsed(&words).unwrap_err());
+            assert!(
+                parsed(&words).is_ok(),
+                "{words}: {}",
+                parsed(&words).unwrap_err()
+            );
         }
     }
 
@@ -277,7 +288,8 @@ mod tests {
             format!("attach {target} --chap-secret-file f"),
             format!("export {target}"),
             "export --socket /tmp/s".to_owned(),
-            "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s".to_owned(),
+            "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s"
+                .to_owned(),
             "discover".to_owned(),
             "volume create v1 --size 0".to_owned(),
             "volume create v1 --snapshot a --image b".to_owned(),
@@ -289,8 +301,19 @@ mod tests {
     }
 
     #[test]
+    fn a_target_is_seen() {
+        let words = "attach --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 3 --chap-user u --chap-secret-file f";
+        let Verb::Attach(attach) = parsed(words).unwrap().verb else { panic!("not attach") };
+        let target = attach.target.expect("a target was given");
+        assert_eq!((target.lun, target.chap_user.as_deref()), (3, Some("u")));
+        assert!(attach.volume.is_none());
+    }
+
+    #[test]
     fn a_volume_alone_has_no_target() {
-        let Verb::Attach(attach) = parsed("attach v1").unwrap().verb else { panic!("not attach") };
+        let Verb::Attach(attach) = parsed("attach v1").unwrap().verb else {
+            panic!("not attach")
+        };
         assert!(attach.target.is_none());
         assert_eq!(attach.volume.as_deref(), Some("v1"));
     }

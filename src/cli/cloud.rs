@@ -32,7 +32,9 @@ async fn create(config: &Config, options: VolumeCreate) -> anyhow::Result<()> {
     let _waiting = Waiting::new(doing.clone());
     let new = NewVolume {
         name: options.name,
-        size: options.size.map_or(config.default_size, crate::volume::SizeGib::get),
+        size: options
+            .size
+            .map_or(config.default_size, crate::volume::SizeGib::get),
         volume_type: options.volume_type,
         availability_zone: options.availability_zone,
         description: options.description,
@@ -45,7 +47,11 @@ async fn create(config: &Config, options: VolumeCreate) -> anyhow::Result<()> {
     let created = async { anyhow::Ok(connect(config).await?.create(&new).await?) };
     let volume = created.await.context(doing)?;
     drop(_waiting);
-    if options.show.json { print_json(&volume) } else { print(&volume.id) }
+    if options.show.json {
+        print_json(&volume)
+    } else {
+        print(&volume.id)
+    }
 }
 
 async fn list(config: &Config, show: Show) -> anyhow::Result<()> {
@@ -54,7 +60,11 @@ async fn list(config: &Config, show: Show) -> anyhow::Result<()> {
         return print_json(&volumes);
     }
     let rows: Vec<Vec<String>> = volumes.iter().map(row).collect();
-    print_table(&["ID", "NAME", "STATUS", "SIZE", "TYPE"], &rows, "no volumes in this project")
+    print_table(
+        &["ID", "NAME", "STATUS", "SIZE", "TYPE"],
+        &rows,
+        "no volumes in this project",
+    )
 }
 
 fn row(volume: &Volume) -> Vec<String> {
@@ -69,12 +79,17 @@ fn row(volume: &Volume) -> Vec<String> {
 
 async fn show(config: &Config, options: &VolumeShow) -> anyhow::Result<()> {
     let found = async { anyhow::Ok(connect(config).await?.find(&options.volume).await?) };
-    let volume = found.await.with_context(|| format!("showing {}", options.volume))?;
+    let volume = found
+        .await
+        .with_context(|| format!("showing {}", options.volume))?;
     if options.show.json {
         return print_json(&volume);
     }
-    let metadata: Vec<String> =
-        volume.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let metadata: Vec<String> = volume
+        .metadata
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     let attachments: Vec<String> = volume.attachments.iter().map(attachment_in_words).collect();
     print_facts(&[
         ("id", volume.id),
@@ -92,8 +107,15 @@ async fn show(config: &Config, options: &VolumeShow) -> anyhow::Result<()> {
 }
 
 fn attachment_in_words(attachment: &crate::cinder::VolumeAttachment) -> String {
-    let by = attachment.host_name.as_deref().or(attachment.device.as_deref()).unwrap_or("somebody");
-    let since = attachment.attached_at.as_deref().unwrap_or("an unknown time");
+    let by = attachment
+        .host_name
+        .as_deref()
+        .or(attachment.device.as_deref())
+        .unwrap_or("somebody");
+    let since = attachment
+        .attached_at
+        .as_deref()
+        .unwrap_or("an unknown time");
     format!("{by} since {since} ({})", attachment.attachment_id)
 }
 

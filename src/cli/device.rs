@@ -11,17 +11,28 @@ use crate::config::Config;
 use crate::volume::View;
 
 pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<()> {
-    let Attach { volume, target, read_only, show } = options;
+    let Attach {
+        volume,
+        target,
+        read_only,
+        show,
+    } = options;
     let view: View = match (volume, target) {
         (Some(volume), _) => {
             let doing = format!("attaching {volume}");
             let client = Client::connect(&config.control_socket).context(doing.clone())?;
             let _waiting = Waiting::new(doing.clone());
-            client.post("/v1/attach", &AttachRequest { volume, read_only }).await.context(doing)?
+            client
+                .post("/v1/attach", &AttachRequest { volume, read_only })
+                .await
+                .context(doing)?
         }
         (None, Some(target)) => {
-            let doing = format!("attaching {} LUN {} at {}", target.target, target.lun, target.portal);
-            let chap = secret::credentials(&target.chap).context(doing.clone())?;
+            let doing = format!(
+                "attaching {} LUN {} at {}",
+                target.target, target.lun, target.portal
+            );
+            let chap = secret::credentials(target.chap_user.as_deref(), target.chap_secret_file.as_deref()).context(doing.clone())?;
             let client = Client::connect(&config.control_socket).context(doing.clone())?;
             let _waiting = Waiting::new(doing.clone());
             let request = StaticAttachRequest {
@@ -32,22 +43,38 @@ pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<(
                 chap_secret: chap.map(|chap| chap.secret),
                 read_only,
             };
-            client.post("/v1/attach-static", &request).await.context(doing)?
+            client
+                .post("/v1/attach-static", &request)
+                .await
+                .context(doing)?
         }
-        (None, None) => anyhow::bail!("attaching: name a volume, or a target with --portal, --target and --lun"),
+        (None, None) => {
+            anyhow::bail!("attaching: name a volume, or a target with --portal, --target and --lun")
+        }
     };
     if show.json {
         return print_json(&view);
     }
-    print(&view.device.map(|path| path.display().to_string()).unwrap_or_default())
+    print(
+        &view
+            .device
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
+    )
 }
 
 pub(super) async fn detach(config: &Config, options: Detach) -> anyhow::Result<()> {
     let doing = format!("detaching {}", options.volume);
     let client = Client::connect(&config.control_socket).context(doing.clone())?;
     let _waiting = Waiting::new(doing.clone());
-    let request = DetachRequest { volume: options.volume, force: options.force };
-    client.post::<_, serde_json::Value>("/v1/detach", &request).await.context(doing)?;
+    let request = DetachRequest {
+        volume: options.volume,
+        force: options.force,
+    };
+    client
+        .post::<_, serde_json::Value>("/v1/detach", &request)
+        .await
+        .context(doing)?;
     Ok(())
 }
 
@@ -58,28 +85,50 @@ pub(super) async fn list(config: &Config, show: Show) -> anyhow::Result<()> {
         return print_json(&views);
     }
     let rows: Vec<Vec<String>> = views.iter().map(row).collect();
-    let heading = ["NAME", "STATE", "DEVICE", "SIZE", "MOUNTS", "MOUNTPOINT", "VOLUME OR TARGET"];
-    print_table(&heading, &rows, "no volumes; 'cinder-nbd attach' or Docker make some known")
+    let heading = [
+        "NAME",
+        "STATE",
+        "DEVICE",
+        "SIZE",
+        "MOUNTS",
+        "MOUNTPOINT",
+        "VOLUME OR TARGET",
+    ];
+    print_table(
+        &heading,
+        &rows,
+        "no volumes; 'cinder-nbd attach' or Docker make some known",
+    )
 }
 
 fn row(view: &View) -> Vec<String> {
     let path = |path: &Option<std::path::PathBuf>| {
-        path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+        path.as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default()
     };
     vec![
         view.name.clone(),
         view.state.to_string(),
         path(&view.device),
-        view.size_gib.map(|size| format!("{size} GiB")).unwrap_or_default(),
+        view.size_gib
+            .map(|size| format!("{size} GiB"))
+            .unwrap_or_default(),
         view.mounts.to_string(),
         path(&view.mountpoint),
-        view.volume_id.clone().or_else(|| view.target.clone()).unwrap_or_default(),
+        view.volume_id
+            .clone()
+            .or_else(|| view.target.clone())
+            .unwrap_or_default(),
     ]
 }
 
 pub(super) async fn status(config: &Config, show: Show) -> anyhow::Result<()> {
     let client = Client::connect(&config.control_socket).context("asking for the status")?;
-    let status: crate::volume::Status = client.get("/v1/status").await.context("asking for the status")?;
+    let status: crate::volume::Status = client
+        .get("/v1/status")
+        .await
+        .context("asking for the status")?;
     if show.json {
         return print_json(&status);
     }
@@ -89,11 +138,17 @@ pub(super) async fn status(config: &Config, show: Show) -> anyhow::Result<()> {
         ("up", format!("{} s", status.uptime_s)),
         ("host", status.host),
         ("initiator", status.initiator_name),
-        ("cloud", if status.cloud { "configured" } else { "none" }.to_owned()),
+        (
+            "cloud",
+            if status.cloud { "configured" } else { "none" }.to_owned(),
+        ),
         ("kernel nbd", status.kernel),
         (
             "volumes",
-            format!("{} known, {} attached, {} mounted", status.volumes, status.attached, status.mounted),
+            format!(
+                "{} known, {} attached, {} mounted",
+                status.volumes, status.attached, status.mounted
+            ),
         ),
     ])
 }

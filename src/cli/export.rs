@@ -23,7 +23,10 @@ const CONNECTIONS_MAX: usize = 16;
 
 pub(super) async fn run(config: &Config, options: Export) -> anyhow::Result<()> {
     let target = &options.target;
-    let doing = format!("exporting {} LUN {} at {}", target.target, target.lun, target.portal);
+    let doing = format!(
+        "exporting {} LUN {} at {}",
+        target.target, target.lun, target.portal
+    );
     serve(config, &options).await.context(doing)
 }
 
@@ -34,10 +37,14 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         target.portal.clone(),
         initiator,
         Some(target.target.clone()),
-        secret::credentials(&target.chap)?,
+        secret::credentials(target.chap_user.as_deref(), target.chap_secret_file.as_deref())?,
         lane_isid(Uuid::new_v4(), 0),
     );
-    let spec = LunSpec { session, lun: target.lun, read_only: options.read_only };
+    let spec = LunSpec {
+        session,
+        lun: target.lun,
+        read_only: options.read_only,
+    };
     let shutdown = Shutdown::on_signals()?;
 
     // Once now, so that what is wrong is said at once and not to the first client.
@@ -52,7 +59,10 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
     };
 
     let served = serve_export(
-        ExportOptions { socket: options.socket.clone(), connections_max: CONNECTIONS_MAX },
+        ExportOptions {
+            socket: options.socket.clone(),
+            connections_max: CONNECTIONS_MAX,
+        },
         move || {
             let mut spec = spec.clone();
             // Every connection is a session of its own, so it needs a name of its own.

@@ -21,7 +21,11 @@ pub(super) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
 }
 
 /// Prints rows beneath a heading, columns aligned. `empty` says what it means that there is none.
-pub(super) fn print_table(heading: &[&str], rows: &[Vec<String>], empty: &str) -> anyhow::Result<()> {
+pub(super) fn print_table(
+    heading: &[&str],
+    rows: &[Vec<String>],
+    empty: &str,
+) -> anyhow::Result<()> {
     if rows.is_empty() {
         // Not an answer: a program that counts lines must count none.
         writeln!(std::io::stderr(), "{empty}")?;
@@ -45,7 +49,11 @@ fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(|&name| name.to_owned()).collect();
     let all = || std::iter::once(&heading).chain(rows);
     let width = |column: usize| {
-        all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        all()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let line = |row: &Vec<String>| {
@@ -87,7 +95,13 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_empty_cells_shown() {
-        let rows = vec![vec!["v1".to_owned(), String::new()], vec!["volume-two".to_owned(), "x".to_owned()]];
-        assert_eq!(table(&["NAME", "DEVICE"], &rows), "NAME        DEVICE\nv1          -\nvolume-two  x");
+        let rows = vec![
+            vec!["v1".to_owned(), String::new()],
+            vec!["volume-two".to_owned(), "x".to_owned()],
+        ];
+        assert_eq!(
+            table(&["NAME", "DEVICE"], &rows),
+            "NAME        DEVICE\nv1          -\nvolume-two  x"
+        );
     }
 }

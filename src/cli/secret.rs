@@ -8,14 +8,16 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use iscsi::proto::{ChapCredentials, Secret};
 
-use super::arguments::ChapOptions;
 
 /// The credentials, if the options name some.
-pub(super) fn credentials(options: &ChapOptions) -> anyhow::Result<Option<ChapCredentials>> {
-    let (Some(name), Some(file)) = (&options.chap_user, &options.chap_secret_file) else {
+pub(super) fn credentials(
+    user: Option<&str>,
+    secret_file: Option<&Path>,
+) -> anyhow::Result<Option<ChapCredentials>> {
+    let (Some(name), Some(file)) = (user, secret_file) else {
         return Ok(None);
     };
-    Ok(Some(ChapCredentials { name: name.clone(), secret: read(file)? }))
+    Ok(Some(ChapCredentials { name: name.to_owned(), secret: read(file)? }))
 }
 
 fn read(path: &Path) -> anyhow::Result<Secret> {
@@ -29,7 +31,10 @@ fn read(path: &Path) -> anyhow::Result<Secret> {
         text.pop();
     }
     if text.is_empty() {
-        bail!("the CHAP secret file {} is empty; write the secret into it", path.display());
+        bail!(
+            "the CHAP secret file {} is empty; write the secret into it",
+            path.display()
+        );
     }
     Ok(Secret::new(text))
 }
@@ -48,7 +53,12 @@ mod tests {
 
     #[test]
     fn exactly_one_newline_is_trimmed() {
-        for (content, secret) in [("abc", "abc"), ("abc\n", "abc"), ("abc \n\n", "abc \n"), (" a", " a")] {
+        for (content, secret) in [
+            ("abc", "abc"),
+            ("abc\n", "abc"),
+            ("abc \n\n", "abc \n"),
+            (" a", " a"),
+        ] {
             assert_eq!(read(file(content).path()).unwrap().expose(), secret);
         }
     }

@@ -1,6 +1,6 @@
 //! Which cloud, and how to authenticate: one set of keys from the environment, clouds.yaml or the file's `[cloud]`.
 //!
-//! Source: openstacksdk, "Configuring OpenStack SDK Applications"; names of keys and variables are those.
+//! Source: `openstacksdk`, "Configuring `OpenStack` SDK Applications"; names of keys and variables are those.
 //!
 //! Invariants:
 //! 1. One source gives all: a password from one place never goes to an address from another.
@@ -347,7 +347,7 @@ impl Keys {
             "password" | "v3password" => Ok(Auth::Password {
                 user: self.user()?,
                 password: self.need_secret("password", "password")?,
-                project: self.project()?.ok_or_else(|| {
+                project: self.project().ok_or_else(|| {
                     self.missing("project to work in", &["project_name", "project_id"])
                 })?,
             }),
@@ -366,7 +366,7 @@ impl Keys {
                 Ok(Auth::NamedApplicationCredential { name, user: self.user()?, secret })
             }
             "token" | "v3token" => {
-                Ok(Auth::Token { token: self.need_secret("token", "token")?, project: self.project()? })
+                Ok(Auth::Token { token: self.need_secret("token", "token")?, project: self.project() })
             }
             "none" | "noauth" => {
                 let project = self.text("project_id").or_else(|| self.text("project_name"));
@@ -392,17 +392,16 @@ impl Keys {
         })
     }
 
-    fn project(&self) -> Result<Option<Project>, Error> {
+    fn project(&self) -> Option<Project> {
         if let Some(id) = self.text("project_id") {
-            return Ok(Some(Project::Id(id)));
+            return Some(Project::Id(id));
         }
         let domain = self.domain("project_domain_name", "project_domain_id");
-        Ok(self
-            .text("project_name")
-            .map(|name| Project::Name { name, domain }))
+        self.text("project_name")
+            .map(|name| Project::Name { name, domain })
     }
 
-    /// OpenStack's own clients take the domain with the id `default` when none is named.
+    /// The cloud's own clients take the domain with the id `default` when none is named.
     fn domain(&self, name: &str, id: &str) -> Domain {
         self.text(id)
             .map(Domain::Id)

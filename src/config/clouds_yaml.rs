@@ -1,6 +1,6 @@
-//! clouds.yaml and secure.yaml: found in the places openstacksdk looks into, one entry taken out.
+//! clouds.yaml and secure.yaml: found in the places `openstacksdk` looks into, one entry taken out.
 //!
-//! Source: openstacksdk, "Configuring OpenStack SDK Applications". The first clouds.yaml wins; the first secure.yaml
+//! Source: `openstacksdk`, "Configuring `OpenStack` SDK Applications". The first clouds.yaml wins; the first secure.yaml
 //! is laid over it.
 //!
 //! Does not know vendors' profiles: an entry must carry its own `auth_url`.
@@ -43,9 +43,10 @@ pub(super) fn load(name: &str, environment: &Environment<'_>) -> Result<Keys, Er
     let entries = read(&clouds)?;
     let Some(entry) = entries.get(name) else {
         let known: Vec<&str> = entries.keys().filter_map(Value::as_str).collect();
-        let advice = match known.is_empty() {
-            true => "the file has no entry under `clouds`".to_owned(),
-            false => advice(name, &known),
+        let advice = if known.is_empty() {
+            "the file has no entry under `clouds`".to_owned()
+        } else {
+            advice(name, &known)
         };
         return Err(Error::NoSuchCloud {
             name: name.to_owned(),
@@ -79,13 +80,11 @@ fn locate(
 ) -> Result<Option<PathBuf>, Error> {
     if let Some(path) = environment.get(variable) {
         let path = PathBuf::from(path);
-        return match path.exists() {
-            true => Ok(Some(path)),
-            false => Err(Error::Read {
-                path,
-                cause: format!("{variable} names it, but it is not there"),
-            }),
-        };
+        if path.exists() {
+            return Ok(Some(path));
+        }
+        let cause = format!("{variable} names it, but it is not there");
+        return Err(Error::Read { path, cause });
     }
     Ok(directories(environment)
         .iter()

@@ -79,64 +79,8 @@ struct RawFile {
 
 impl RawFile {
     fn into_config(self, path: &Path) -> Result<(Config, Option<CloudSection>), Error> {
-        let wrong = |key: &str, problem: String| Error::Value {
-            place: path.display().to_string(),
-            key: key.to_owned(),
-            problem,
-        };
-        let directories = [
-            ("runtime_dir", &self.runtime_dir),
-            ("state_dir", &self.state_dir),
-            ("mount_dir", &self.mount_dir),
-            ("control_socket", &self.control_socket),
-            ("docker_socket", &self.docker_socket),
-        ];
-        for (key, value) in directories {
-            if value.as_ref().is_some_and(|value| !value.is_absolute()) {
-                return Err(wrong(
-                    key,
-                    "must be an absolute path, beginning with /".to_owned(),
-                ));
-            }
-        }
-        let lanes = self.lanes.unwrap_or(1);
-        if !(1..=LANES_MAX).contains(&lanes) {
-            return Err(wrong("lanes", format!("must be 1 to {LANES_MAX}")));
-        }
-        let default_size = self.default_size.unwrap_or(1);
-        if !(1..=SIZE_MAX).contains(&default_size) {
-            return Err(wrong(
-                "default_size",
-                "must be a number of GiB, at least 1".to_owned(),
-            ));
-        }
-        if let Some(ip) = &self.ip
-            && ip.parse::<std::net::IpAddr>().is_err()
-        {
-            return Err(wrong(
-                "ip",
-                "must be an IPv4 or IPv6 address of this host".to_owned(),
-            ));
-        }
+        self.check(path)?;
         let host = self.host.unwrap_or_else(host_name);
-        if host.is_empty() || host.len() > 255 || host.contains(char::is_whitespace) {
-            return Err(wrong(
-                "host",
-                "must be 1 to 255 characters without spaces".to_owned(),
-            ));
-        }
-        let initiator_name = self
-            .initiator_name
-            .unwrap_or_else(|| default_initiator_name(&host));
-        if !["iqn.", "eui.", "naa."]
-            .iter()
-            .any(|kind| initiator_name.starts_with(kind))
-        {
-            return Err(wrong(
-                "initiator_name",
-                "must be an iSCSI name: iqn.YYYY-MM.reversed.domain:name, eui. or naa.".to_owned(),
-            ));
-        }
         let runtime_dir = self.runtime_dir.unwrap_or_else(|| "/run/cinder-nbd".into());
         let state_dir = self
             .state_dir
@@ -151,11 +95,13 @@ impl RawFile {
                 .unwrap_or_else(|| "/run/docker/plugins/cinder.sock".into()),
             runtime_dir,
             state_dir,
+            initiator_name: self
+                .initiator_name
+                .unwrap_or_else(|| default_initiator_name(&host)),
             host,
-            initiator_name,
             ip: self.ip,
-            lanes,
-            default_size,
+            lanes: self.lanes.unwrap_or(1),
+            default_size: self.default_size.unwrap_or(1),
             default_fstype: self.default_fstype.unwrap_or_else(|| "ext4".to_owned()),
             cloud: None,
         };
@@ -164,6 +110,70 @@ impl RawFile {
             table,
         });
         Ok((config, section))
+    }
+
+    /// Every value that is given must be of use; the first that is not is named.
+    fn check(&self, path: &Path) -> Result<(), Error> {
+        let is_relative =
+            |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
+        let is_host =
+            |host: &String| (1..=255).contains(&host.len()) && !host.contains(char::is_whitespace);
+        let is_name = |name: &String| {
+            ["iqn.", "eui.", "naa."]
+                .iter()
+                .any(|kind| name.starts_with(kind))
+        };
+        let absolute = "must be an absolute path, beginning with /";
+        let rules: [(&str, bool, &str); 10] = [
+            ("runtime_dir", is_relative(&self.runtime_dir), absolute),
+            ("state_dir", is_relative(&self.state_dir), absolute),
+            ("mount_dir", is_relative(&self.mount_dir), absolute),
+            (
+                "control_socket",
+                is_relative(&self.control_socket),
+                absolute,
+            ),
+            ("docker_socket", is_relative(&self.docker_socket), absolute),
+            (
+                "lanes",
+                self.lanes
+                    .is_some_and(|lanes| !(1..=LANES_MAX).contains(&lanes)),
+                "must be 1 to 64",
+            ),
+            (
+                "default_size",
+                self.default_size
+                    .is_some_and(|size| !(1..=SIZE_MAX).contains(&size)),
+                "must be a number of GiB, at least 1",
+            ),
+            (
+                "ip",
+                self.ip
+                    .as_ref()
+                    .is_some_and(|ip| ip.parse::<std::net::IpAddr>().is_err()),
+                "must be an IPv4 or IPv6 address of this host",
+            ),
+            (
+                "host",
+                self.host.as_ref().is_some_and(|host| !is_host(host)),
+                "must be 1 to 255 characters without spaces",
+            ),
+            (
+                "initiator_name",
+                self.initiator_name
+                    .as_ref()
+                    .is_some_and(|name| !is_name(name)),
+                "must be an iSCSI name: iqn.YYYY-MM.reversed.domain:name, eui. or naa.",
+            ),
+        ];
+        match rules.iter().find(|(_, is_wrong, _)| *is_wrong) {
+            Some((key, _, problem)) => Err(Error::Value {
+                place: path.display().to_string(),
+                key: (*key).to_owned(),
+                problem: (*problem).to_owned(),
+            }),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Settings: the daemon's TOML file, `OS_*`, clouds.yaml.
 //!
-//! Source: `docs/configuration.md` is the user's view; names of the cloud's keys are those of openstacksdk.
+//! Source: `docs/configuration.md` is the user's view; names of the cloud's keys are those of `openstacksdk`.
 //!
 //! Invariants:
 //! 1. All settings are read and checked once, here; what exists as a `Config` is usable.

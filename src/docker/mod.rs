@@ -31,8 +31,8 @@ use tokio_util::sync::CancellationToken;
 use crate::sys::listener;
 use crate::volume::{Engine, View, line};
 use wire::{
-    Activated, Capabilities, CapabilitiesAnswer, CreateBody, Failure, GetAnswer, ListAnswer, MountBody,
-    MountpointAnswer, NameBody, Success, VolumeView,
+    Activated, Capabilities, CapabilitiesAnswer, CreateBody, Failure, GetAnswer, ListAnswer,
+    MountBody, MountpointAnswer, NameBody, Success, VolumeView,
 };
 
 /// Why the plugin cannot be served.
@@ -66,11 +66,17 @@ impl Plugin {
     /// # Errors
     /// Another process listens there; no right to the directory.
     pub fn bind(path: &Path) -> Result<Self, Error> {
-        let listen = |source| Error::Listen { path: path.to_owned(), source };
+        let listen = |source| Error::Listen {
+            path: path.to_owned(),
+            source,
+        };
         // 0600: the engine is root, and whoever may speak here may have any volume mounted.
         let listener = listener::bind(path, 0o600).map_err(listen)?;
         let listener = UnixListener::from_std(listener).map_err(listen)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves until `shutdown`; calls that are being served then are answered first.
@@ -105,20 +111,34 @@ fn router(engine: Engine) -> Router {
 }
 
 async fn activate() -> Response {
-    answer(StatusCode::OK, &Activated { implements: ["VolumeDriver"] })
+    answer(
+        StatusCode::OK,
+        &Activated {
+            implements: ["VolumeDriver"],
+        },
+    )
 }
 
 async fn capabilities() -> Response {
     // global: Swarm creates a volume once, and any node may mount it.
     let capabilities = Capabilities { scope: "global" };
-    answer(StatusCode::OK, &CapabilitiesAnswer { capabilities, err: "" })
+    answer(
+        StatusCode::OK,
+        &CapabilitiesAnswer {
+            capabilities,
+            err: "",
+        },
+    )
 }
 
 async fn create(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let body: CreateBody = parse(&body)?;
         let request = options::parse(&body.opts.unwrap_or_default())?;
-        engine.create(&body.name, request).await.map_err(|error| line(&error))
+        engine
+            .create(&body.name, request)
+            .await
+            .map_err(|error| line(&error))
     };
     respond(result.await.map(|_| Success::default()))
 }
@@ -126,7 +146,10 @@ async fn create(State(engine): State<Engine>, body: Bytes) -> Response {
 async fn remove(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let body: NameBody = parse(&body)?;
-        engine.remove(&body.name).await.map_err(|error| line(&error))
+        engine
+            .remove(&body.name)
+            .await
+            .map_err(|error| line(&error))
     };
     respond(result.await.map(|()| Success::default()))
 }
@@ -134,15 +157,24 @@ async fn remove(State(engine): State<Engine>, body: Bytes) -> Response {
 async fn mount(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let body: MountBody = parse(&body)?;
-        engine.mount(&body.name, &body.id).await.map_err(|error| line(&error))
+        engine
+            .mount(&body.name, &body.id)
+            .await
+            .map_err(|error| line(&error))
     };
-    respond(result.await.map(|mountpoint| MountpointAnswer { mountpoint, err: "" }))
+    respond(result.await.map(|mountpoint| MountpointAnswer {
+        mountpoint,
+        err: "",
+    }))
 }
 
 async fn unmount(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let body: MountBody = parse(&body)?;
-        engine.unmount(&body.name, &body.id).await.map_err(|error| line(&error))
+        engine
+            .unmount(&body.name, &body.id)
+            .await
+            .map_err(|error| line(&error))
     };
     respond(result.await.map(|()| Success::default()))
 }
@@ -157,15 +189,24 @@ async fn path(State(engine): State<Engine>, body: Bytes) -> Response {
 
 async fn get(State(engine): State<Engine>, body: Bytes) -> Response {
     let found = find(&engine, &body).await;
-    respond(found.map(|view| GetAnswer { volume: VolumeView::full(&view), err: "" }))
+    respond(found.map(|view| GetAnswer {
+        volume: VolumeView::full(&view),
+        err: "",
+    }))
 }
 
 async fn list(State(engine): State<Engine>) -> Response {
     let listed = engine.list().await.map_err(|error| line(&error));
-    respond(listed.map(|views| ListAnswer {
-        // A static target is attached by hand and has no name that Docker could use.
-        volumes: views.iter().filter(|view| view.volume_id.is_some()).map(VolumeView::brief).collect(),
-        err: "",
+    respond(listed.map(|views| {
+        ListAnswer {
+            // A static target is attached by hand and has no name that Docker could use.
+            volumes: views
+                .iter()
+                .filter(|view| view.volume_id.is_some())
+                .map(VolumeView::brief)
+                .collect(),
+            err: "",
+        }
     }))
 }
 
@@ -197,8 +238,16 @@ fn answer<T: Serialize>(status: StatusCode, body: &T) -> Response {
         Ok(text) => (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         // A path that is not UTF-8: ours are made of checked names beneath a configured directory.
         Err(error) => {
-            let text = format!("{{\"Err\":\"the answer cannot be written as JSON: {}\"}}", error.line());
-            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+            let text = format!(
+                "{{\"Err\":\"the answer cannot be written as JSON: {}\"}}",
+                error.line()
+            );
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                [(header::CONTENT_TYPE, CONTENT_TYPE)],
+                text,
+            )
+                .into_response()
         }
     }
 }

@@ -29,8 +29,20 @@ pub(super) fn parse(options: &BTreeMap<String, String>) -> Result<CreateRequest,
     for (key, value) in options {
         let text = || Some(value.clone());
         match key.as_str() {
-            "size" => request.size = Some(value.parse().map_err(|error| format!("option size: {error}"))?),
-            "fstype" => request.fstype = Some(value.parse().map_err(|error| format!("option fstype: {error}"))?),
+            "size" => {
+                request.size = Some(
+                    value
+                        .parse()
+                        .map_err(|error| format!("option size: {error}"))?,
+                )
+            }
+            "fstype" => {
+                request.fstype = Some(
+                    value
+                        .parse()
+                        .map_err(|error| format!("option fstype: {error}"))?,
+                )
+            }
             "ro" => request.read_only = flag(value)?,
             "type" => request.volume_type = text(),
             "availability_zone" => request.availability_zone = text(),
@@ -61,7 +73,12 @@ mod tests {
     use super::*;
 
     fn parsed(pairs: &[(&str, &str)]) -> Result<CreateRequest, String> {
-        parse(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        parse(
+            &pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
     }
 
     #[test]
@@ -80,14 +97,22 @@ mod tests {
     #[test]
     fn a_wrong_word_is_answered_with_the_right_one() {
         let error = parsed(&[("sise", "1")]).unwrap_err();
-        assert!(error.contains("\"sise\"") && error.contains("`size`"), "{error}");
+        assert!(
+            error.contains("\"sise\"") && error.contains("`size`"),
+            "{error}"
+        );
         let error = parsed(&[("fsType", "ext4")]).unwrap_err();
         assert!(error.contains("`fstype`"), "{error}");
     }
 
     #[test]
     fn wrong_values_name_their_option() {
-        for (key, value) in [("size", "big"), ("fstype", "xfs"), ("ro", "perhaps"), ("mount_opts", "bind")] {
+        for (key, value) in [
+            ("size", "big"),
+            ("fstype", "xfs"),
+            ("ro", "perhaps"),
+            ("mount_opts", "bind"),
+        ] {
             let error = parsed(&[(key, value)]).unwrap_err();
             assert!(error.contains(key) || error.contains(value), "{error}");
         }

@@ -125,25 +125,38 @@ impl VolumeView {
             ("volume_id", view.volume_id.clone()),
             ("type", view.volume_type.clone()),
             ("fstype", view.fstype.clone()),
-            ("device", view.device.as_ref().map(|path| path.display().to_string())),
+            (
+                "device",
+                view.device.as_ref().map(|path| path.display().to_string()),
+            ),
             ("target", view.target.clone()),
             ("portal", view.portal.clone()),
             ("lun_identity", view.identity.clone()),
             ("last_error", view.last_error.clone()),
         ];
-        status.extend(texts.into_iter().filter_map(|(key, text)| Some((key, text?.into()))));
+        status.extend(
+            texts
+                .into_iter()
+                .filter_map(|(key, text)| Some((key, text?.into()))),
+        );
         status.extend(view.size_gib.map(|size| ("size_gib", size.into())));
-        Self { status, ..Self::brief(view) }
+        Self {
+            status,
+            ..Self::brief(view)
+        }
     }
 }
 
 /// Cinder's time as RFC 3339: it leaves the zone away, which is UTC. Nothing for what does not look like a time.
 fn rfc3339(text: &str) -> Option<String> {
     let begin = text.get(..19)?;
-    let looks_right = begin.bytes().zip("0000-00-00T00:00:00".bytes()).all(|(letter, form)| match form {
-        b'0' => letter.is_ascii_digit(),
-        _ => letter == form,
-    });
+    let looks_right = begin
+        .bytes()
+        .zip("0000-00-00T00:00:00".bytes())
+        .all(|(letter, form)| match form {
+            b'0' => letter.is_ascii_digit(),
+            _ => letter == form,
+        });
     looks_right.then(|| format!("{begin}Z"))
 }
 
@@ -153,7 +166,11 @@ mod tests {
 
     #[test]
     fn times_are_rfc3339_or_absent() {
-        for text in ["2026-11-22T20:30:00.000000", "2026-11-22T20:30:00Z", "2026-11-22T20:30:00"] {
+        for text in [
+            "2026-11-22T20:30:00.000000",
+            "2026-11-22T20:30:00Z",
+            "2026-11-22T20:30:00",
+        ] {
             assert_eq!(rfc3339(text).as_deref(), Some("2026-11-22T20:30:00Z"));
         }
         for text in ["", "yesterday", "2026-11-22 20:30:00", "2026-11-22T20:30"] {

@@ -37,13 +37,13 @@ pub enum Error {
 
 impl Error {
     pub(super) fn of_probe(error: client::Error, lun: u16, target: String) -> Self {
-        match error {
-            client::Error::NoSuchLun { .. } => Self::NoSuchLun { lun, target },
-            source => Self::Unusable {
-                lun,
-                target,
-                source,
-            },
+        if matches!(error, client::Error::NoSuchLun { .. }) {
+            return Self::NoSuchLun { lun, target };
+        }
+        Self::Unusable {
+            lun,
+            target,
+            source: error,
         }
     }
 }

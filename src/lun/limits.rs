@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. Every limit is at least one block: a unit that reports less is taken at its word no further.
-//! 2. Optimal lengths are hints: they never become limits (LIO once reported 8 blocks for NVMe).
+//! 2. Optimal lengths are hints: they never become limits (LIO once reported 8 blocks for a fast disk).
 
 use iscsi::client::LunInfo;
 use iscsi::scsi::{BlockLength, Blocks, ByteCount, Lba, LunAddress};

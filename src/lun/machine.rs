@@ -181,7 +181,12 @@ impl Machine {
         let outcome = match verdict {
             Verdict::Good if short => Err(ErrorKind::Io),
             Verdict::Good => Ok(data),
-            _ => Err(kind_of(status, sense.as_ref())),
+            Verdict::UnitAttention
+            | Verdict::DeferredError
+            | Verdict::Busy
+            | Verdict::TaskSetFull
+            | Verdict::Aborted
+            | Verdict::Failed => Err(kind_of(status, sense.as_ref())),
         };
         if let Some(task) = self.free_task(slot) {
             self.settle(&task, outcome, sense.as_ref());
@@ -474,7 +479,7 @@ fn refuses_command(sense: Option<&Sense>) -> bool {
 /// As deep as the kernel's NBD driver queues on one socket.
 const REQUESTS_MAX: usize = 128;
 /// Twice what kernels give a cache flush: a target that is silent for longer has lost the command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(2);
 /// Coarse, so that the timer is not touched by every command.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Ten lines in ten seconds tell what is going on.

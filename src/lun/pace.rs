@@ -1,6 +1,6 @@
 //! How many commands may be out at once: fewer after TASK SET FULL, slowly more again.
 //!
-//! A storm of TASK SET FULL answers is what arrays give to initiators that only repeat (seen with TrueNAS).
+//! A storm of TASK SET FULL answers is what arrays give to initiators that only repeat (seen in the wild).
 //! Source: SAM-5 5.3.1 (TASK SET FULL).
 
 /// The depth that the target seems to bear.

@@ -20,10 +20,16 @@ use super::mount::DeviceNumber;
 pub fn number(path: &Path) -> io::Result<DeviceNumber> {
     let metadata = path.metadata()?;
     if !metadata.file_type().is_block_device() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a block device"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a block device",
+        ));
     }
     let raw = metadata.rdev();
-    Ok(DeviceNumber { major: rustix::fs::major(raw), minor: rustix::fs::minor(raw) })
+    Ok(DeviceNumber {
+        major: rustix::fs::major(raw),
+        minor: rustix::fs::minor(raw),
+    })
 }
 
 /// The size in bytes, of a block device or of an ordinary file.
@@ -43,7 +49,11 @@ pub fn size_bytes(file: &mut File) -> io::Result<u64> {
 /// Anything but "busy".
 pub fn is_free(path: &Path) -> io::Result<bool> {
     // Read-only, so that closing does not wake udev's watch on written devices.
-    match OpenOptions::new().read(true).custom_flags(exclusive_flag()).open(path) {
+    match OpenOptions::new()
+        .read(true)
+        .custom_flags(exclusive_flag())
+        .open(path)
+    {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
         Err(error) => Err(error),
@@ -66,7 +76,10 @@ fn exclusive_flag() -> i32 {
 /// `BLKFLSBUF` (linux/fs.h): `_IO(0x12, 97)`.
 const BLKFLSBUF: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 97);
 
-#[expect(unsafe_code, reason = "rustix has no wrapper for BLKFLSBUF, and no safe call drops a device's cache")]
+#[expect(
+    unsafe_code,
+    reason = "rustix has no wrapper for BLKFLSBUF, and no safe call drops a device's cache"
+)]
 fn flush_buffers(file: &File) -> io::Result<()> {
     // SAFETY: BLKFLSBUF takes no argument and writes no memory of ours, which is what `NoArg` promises; on a file
     // that is no block device the kernel answers ENOTTY. The descriptor is borrowed for the whole call.
@@ -83,7 +96,10 @@ mod tests {
     #[test]
     fn an_ordinary_file_is_no_block_device() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(number(file.path()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            number(file.path()).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
         assert!(drop_cache(file.as_file()).is_err());
     }
 

@@ -17,13 +17,27 @@ use std::path::Path;
 pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(directory)?;
-    if path.symlink_metadata().is_ok_and(|found| !found.file_type().is_socket()) {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is in its place"));
+    if path
+        .symlink_metadata()
+        .is_ok_and(|found| !found.file_type().is_socket())
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "something that is no socket is in its place",
+        ));
     }
     match UnixStream::connect(path) {
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process listens there",
+            ));
+        }
         Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) => {}
         Err(error) => return Err(error),
     }
     let mut fresh = path.as_os_str().to_owned();
@@ -56,13 +70,19 @@ mod tests {
         let path = directory.path().join("deep/control.sock");
         let first = bind(&path, 0o600).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            bind(&path, 0o600).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(first);
         let second = bind(&path, 0o660).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
         assert!(UnixStream::connect(&path).is_ok());
         drop(second);
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1
+        );
     }
 
     #[test]
@@ -71,7 +91,10 @@ mod tests {
         let path = directory.path().join("file");
         std::fs::write(&path, "precious").unwrap();
         // Needed as a case of its own: connecting to such a file is refused just as to a dead socket.
-        assert_eq!(bind(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            bind(&path, 0o600).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 }

@@ -62,8 +62,15 @@ impl MountOptions {
     /// Names the first option that would change what is mounted rather than how (`bind`, `remount`, ...).
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut options = Self::default();
-        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-            if matches!(word, "bind" | "rbind" | "remount" | "move" | "shared" | "private" | "slave" | "loop") {
+        for word in text
+            .split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+        {
+            if matches!(
+                word,
+                "bind" | "rbind" | "remount" | "move" | "shared" | "private" | "slave" | "loop"
+            ) {
                 return Err(word.to_owned());
             }
             match word {
@@ -93,7 +100,11 @@ impl MountOptions {
 
     fn flags(&self) -> MountFlags {
         let flags = MountFlags::from_bits_retain(self.flags);
-        if self.read_only { flags | MountFlags::RDONLY } else { flags }
+        if self.read_only {
+            flags | MountFlags::RDONLY
+        } else {
+            flags
+        }
     }
 }
 
@@ -101,7 +112,12 @@ impl MountOptions {
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn mount(source: &Path, mountpoint: &Path, fstype: &str, options: &MountOptions) -> io::Result<()> {
+pub fn mount(
+    source: &Path,
+    mountpoint: &Path,
+    fstype: &str,
+    options: &MountOptions,
+) -> io::Result<()> {
     let data = CString::new(options.data.join(","))
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "NUL in the mount options"))?;
     let data = (!options.data.is_empty()).then_some(data);
@@ -114,7 +130,11 @@ pub fn mount(source: &Path, mountpoint: &Path, fstype: &str, options: &MountOpti
 /// # Errors
 /// `ResourceBusy` while files are open there (not lazy); `InvalidInput` when nothing is mounted there.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let flags = if lazy {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
     rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW)?;
     Ok(())
 }
@@ -133,7 +153,10 @@ pub fn sync_filesystem(path: &Path) -> io::Result<()> {
 /// # Errors
 /// `/proc/self/mountinfo` cannot be read.
 pub fn mounted_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
-    Ok(own_table()?.into_iter().rev().find(|entry| entry.mountpoint == mountpoint))
+    Ok(own_table()?
+        .into_iter()
+        .rev()
+        .find(|entry| entry.mountpoint == mountpoint))
 }
 
 /// Every mount of `device` that a process on this host sees, whichever namespace it lives in.
@@ -146,19 +169,32 @@ pub fn users(device: DeviceNumber) -> io::Result<Vec<MountUser>> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|text| text.parse::<u32>().ok()) else { continue };
+        let Some(pid) = name.to_str().and_then(|text| text.parse::<u32>().ok()) else {
+            continue;
+        };
         let base = PathBuf::from(format!("/proc/{pid}"));
         // A process may end between the listing and these reads; kernel threads have no table.
-        let Ok(namespace) = std::fs::read_link(base.join("ns/mnt")) else { continue };
+        let Ok(namespace) = std::fs::read_link(base.join("ns/mnt")) else {
+            continue;
+        };
         let root = std::fs::read_link(base.join("root")).unwrap_or_default();
         // The table shows what lies beneath the process's root, so a chroot has a table of its own.
         if !seen.insert((namespace.clone(), root)) {
             continue;
         }
-        let Ok(text) = std::fs::read(base.join("mountinfo")) else { continue };
-        for entry in parse_table(&text).into_iter().filter(|entry| entry.device == device) {
+        let Ok(text) = std::fs::read(base.join("mountinfo")) else {
+            continue;
+        };
+        for entry in parse_table(&text)
+            .into_iter()
+            .filter(|entry| entry.device == device)
+        {
             let own_namespace = namespace == own;
-            found.insert(MountUser { pid, mountpoint: entry.mountpoint, own_namespace });
+            found.insert(MountUser {
+                pid,
+                mountpoint: entry.mountpoint,
+                own_namespace,
+            });
         }
     }
     Ok(found.into_iter().collect())
@@ -170,7 +206,9 @@ fn own_table() -> io::Result<Vec<MountEntry>> {
 
 /// Lines that do not have the documented form are passed over: later kernels may add, not change.
 fn parse_table(text: &[u8]) -> Vec<MountEntry> {
-    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+    text.split(|byte| *byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
@@ -181,7 +219,10 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mountpoint = unescape(fields.nth(1)?);
     let fstype = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(MountEntry {
-        device: DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? },
+        device: DeviceNumber {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        },
         mountpoint: PathBuf::from(OsString::from_vec(mountpoint)),
         fstype: String::from_utf8_lossy(fstype).into_owned(),
     })
@@ -232,10 +273,22 @@ mod tests {
             38 35 0:5 / /back\\134slash rw - tmpfs none rw\n";
         let entries = parse_table(table);
         assert_eq!(entries.len(), 3);
-        assert_eq!(entries[0].device, DeviceNumber { major: 43, minor: 0 });
+        assert_eq!(
+            entries[0].device,
+            DeviceNumber {
+                major: 43,
+                minor: 0
+            }
+        );
         assert_eq!(entries[0].mountpoint, Path::new("/mnt/a b"));
         assert_eq!(entries[0].fstype, "ext4");
-        assert_eq!(entries[1].device, DeviceNumber { major: 43, minor: 32 });
+        assert_eq!(
+            entries[1].device,
+            DeviceNumber {
+                major: 43,
+                minor: 32
+            }
+        );
         assert_eq!(entries[2].mountpoint, Path::new("/back\\slash"));
     }
 
@@ -248,8 +301,15 @@ mod tests {
 
     #[test]
     fn our_own_table_knows_the_root() {
-        let root = mounted_at(Path::new("/")).unwrap().expect("a root is mounted");
-        assert!(users(root.device).unwrap().iter().any(|user| user.own_namespace));
+        let root = mounted_at(Path::new("/"))
+            .unwrap()
+            .expect("a root is mounted");
+        assert!(
+            users(root.device)
+                .unwrap()
+                .iter()
+                .any(|user| user.own_namespace)
+        );
         assert_eq!(mounted_at(Path::new("/proc/self/no/such")).unwrap(), None);
     }
 

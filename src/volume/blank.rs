@@ -39,10 +39,16 @@ pub(crate) async fn inspect(device: &Path) -> Result<Content, Cause> {
 /// What libblkid says: none when it found nothing.
 async fn probe(device: &Path) -> Result<Option<Content>, Cause> {
     let mut command = tokio::process::Command::new("blkid");
-    command.args(["-p", "-o", "export", "--"]).arg(device).env("LC_ALL", "C").kill_on_drop(true);
+    command
+        .args(["-p", "-o", "export", "--"])
+        .arg(device)
+        .env("LC_ALL", "C")
+        .kill_on_drop(true);
     let output = tokio::time::timeout(PROBE_TIMEOUT, command.output())
         .await
-        .map_err(|_| Error::Invalid { what: format!("blkid did not end within {} s", PROBE_TIMEOUT.as_secs()) })?
+        .map_err(|_| Error::Invalid {
+            what: format!("blkid did not end within {} s", PROBE_TIMEOUT.as_secs()),
+        })?
         .map_err(|error| Error::step("running blkid (package util-linux)", error))?;
     judge_probe(&output)
 }
@@ -56,7 +62,9 @@ fn judge_probe(output: &Output) -> Result<Option<Content>, Cause> {
         // blkid(8): nothing was found, or it was impossible to look; hence the second witness.
         Some(2) => Ok(None),
         // blkid(8): ambivalent, signatures of several kinds.
-        Some(8) => Ok(Some(Content::Other("signatures of several filesystems at once".to_owned()))),
+        Some(8) => Ok(Some(Content::Other(
+            "signatures of several filesystems at once".to_owned(),
+        ))),
         status => {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             let what = match status {
@@ -71,16 +79,22 @@ fn judge_probe(output: &Output) -> Result<Option<Content>, Cause> {
 /// `TYPE=ext4`, `USAGE=filesystem`, or `PTTYPE=gpt`, a line each.
 fn name_finding(text: &str) -> Content {
     let value = |key: &str| {
-        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned)
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .map(str::to_owned)
     };
     match (value("TYPE"), value("USAGE"), value("PTTYPE")) {
         // A table besides a filesystem: two owners, so none we know.
-        (Some(fstype), _, Some(table)) => Content::Other(format!("{fstype} and a {table} partition table")),
+        (Some(fstype), _, Some(table)) => {
+            Content::Other(format!("{fstype} and a {table} partition table"))
+        }
         (Some(fstype), Some(usage), None) if usage == "filesystem" => Content::Filesystem(fstype),
         (Some(fstype), Some(usage), None) => Content::Other(format!("{fstype} ({usage})")),
         (Some(fstype), None, None) => Content::Other(fstype),
         (None, _, Some(table)) => Content::Other(format!("a {table} partition table")),
-        (None, _, None) => Content::Other("something that blkid recognises without a name for it".to_owned()),
+        (None, _, None) => {
+            Content::Other("something that blkid recognises without a name for it".to_owned())
+        }
     }
 }
 
@@ -165,7 +179,11 @@ mod tests {
 
     fn output(wait_status: i32, stdout: &str) -> Output {
         let status = ExitStatus::from_raw(wait_status);
-        Output { status, stdout: stdout.into(), stderr: b"said".to_vec() }
+        Output {
+            status,
+            stdout: stdout.into(),
+            stderr: b"said".to_vec(),
+        }
     }
 
     fn sparse(size: u64, writes: &[u64]) -> File {
@@ -181,7 +199,11 @@ mod tests {
     #[test]
     fn a_zeroed_device_is_blank() {
         for size in [512, 4 * MIB, 5 * MIB + 512, GIB, 300 * GIB] {
-            assert_eq!(first_nonzero(&mut sparse(size, &[]), size).unwrap(), None, "{size}");
+            assert_eq!(
+                first_nonzero(&mut sparse(size, &[]), size).unwrap(),
+                None,
+                "{size}"
+            );
         }
     }
 
@@ -189,10 +211,25 @@ mod tests {
     fn one_byte_in_any_signature_area_is_found() {
         let size = 300 * GIB;
         for offset in [
-            0, 510, 1080, 64 * KIB, 4 * MIB - 1, 8 * MIB + 1024 + 56, 32 * MIB + 56, 64 * MIB, 128 * MIB + 56,
-            256 * GIB, size - 512, size - 8 * KIB, size - 4 * MIB,
+            0,
+            510,
+            1080,
+            64 * KIB,
+            4 * MIB - 1,
+            8 * MIB + 1024 + 56,
+            32 * MIB + 56,
+            64 * MIB,
+            128 * MIB + 56,
+            256 * GIB,
+            size - 512,
+            size - 8 * KIB,
+            size - 4 * MIB,
         ] {
-            assert_eq!(first_nonzero(&mut sparse(size, &[offset]), size).unwrap(), Some(offset), "{offset}");
+            assert_eq!(
+                first_nonzero(&mut sparse(size, &[offset]), size).unwrap(),
+                Some(offset),
+                "{offset}"
+            );
         }
     }
 
@@ -205,9 +242,16 @@ mod tests {
     #[test]
     fn only_status_two_of_blkid_leaves_the_question_open() {
         assert_eq!(judge_probe(&output(2 << 8, "")).unwrap(), None);
-        let found = judge_probe(&output(0, "DEVNAME=/dev/nbd0\nTYPE=ext4\nUSAGE=filesystem\n")).unwrap();
+        let found = judge_probe(&output(
+            0,
+            "DEVNAME=/dev/nbd0\nTYPE=ext4\nUSAGE=filesystem\n",
+        ))
+        .unwrap();
         assert_eq!(found, Some(Content::Filesystem("ext4".to_owned())));
-        assert!(matches!(judge_probe(&output(8 << 8, "")).unwrap(), Some(Content::Other(_))));
+        assert!(matches!(
+            judge_probe(&output(8 << 8, "")).unwrap(),
+            Some(Content::Other(_))
+        ));
         for broken in [1 << 8, 4 << 8, 127 << 8, 9] {
             assert!(judge_probe(&output(broken, "")).is_err(), "{broken}");
         }
@@ -219,10 +263,19 @@ mod tests {
             Content::Other(words) => words,
             other => panic!("{other:?}"),
         };
-        assert_eq!(named("TYPE=crypto_LUKS\nUSAGE=crypto\n"), "crypto_LUKS (crypto)");
-        assert_eq!(named("TYPE=LVM2_member\nUSAGE=raid\n"), "LVM2_member (raid)");
+        assert_eq!(
+            named("TYPE=crypto_LUKS\nUSAGE=crypto\n"),
+            "crypto_LUKS (crypto)"
+        );
+        assert_eq!(
+            named("TYPE=LVM2_member\nUSAGE=raid\n"),
+            "LVM2_member (raid)"
+        );
         assert_eq!(named("PTTYPE=gpt\n"), "a gpt partition table");
-        assert_eq!(named("TYPE=vfat\nUSAGE=filesystem\nPTTYPE=dos\n"), "vfat and a dos partition table");
+        assert_eq!(
+            named("TYPE=vfat\nUSAGE=filesystem\nPTTYPE=dos\n"),
+            "vfat and a dos partition table"
+        );
     }
 
     /// The real blkid on ordinary files, which it probes like devices.
@@ -232,7 +285,9 @@ mod tests {
         file.as_file().set_len(16 * MIB).unwrap();
         assert_eq!(probe(file.path()).await.unwrap(), None);
         assert_eq!(read_all_regions(file.path()).await.unwrap(), Content::Blank);
-        super::super::filesystem::format(file.path(), super::super::Fstype::Ext4).await.unwrap();
+        super::super::filesystem::format(file.path(), super::super::Fstype::Ext4)
+            .await
+            .unwrap();
         let found = probe(file.path()).await.unwrap();
         assert_eq!(found, Some(Content::Filesystem("ext4".to_owned())));
     }
@@ -242,9 +297,14 @@ mod tests {
     async fn a_filesystem_whose_head_was_lost_is_not_blank() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(256 * MIB).unwrap();
-        super::super::filesystem::format(file.path(), super::super::Fstype::Ext4).await.unwrap();
+        super::super::filesystem::format(file.path(), super::super::Fstype::Ext4)
+            .await
+            .unwrap();
         file.write_all(&vec![0; 4 << 20]).unwrap();
         assert_eq!(probe(file.path()).await.unwrap(), None);
-        assert!(matches!(read_all_regions(file.path()).await.unwrap(), Content::Other(_)));
+        assert!(matches!(
+            read_all_regions(file.path()).await.unwrap(),
+            Content::Other(_)
+        ));
     }
 }

@@ -18,6 +18,9 @@ pub trait Cloud: Debug + Send + Sync + 'static {
     /// Whether there is one at all.
     fn is_configured(&self) -> bool;
 
+    /// The address of this host on the route to the cloud.
+    fn local_ip(&self) -> BoxFuture<'_, Option<String>>;
+
     /// By UUID or exact name. None: it is certain that there is none.
     fn find<'a>(&'a self, id_or_name: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>>;
 
@@ -28,7 +31,11 @@ pub trait Cloud: Debug + Send + Sync + 'static {
     fn delete<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
 
     /// First step of an attachment: its id.
-    fn reserve<'a>(&'a self, volume_id: &'a str, read_only: bool) -> BoxFuture<'a, Result<String, Cause>>;
+    fn reserve<'a>(
+        &'a self,
+        volume_id: &'a str,
+        read_only: bool,
+    ) -> BoxFuture<'a, Result<String, Cause>>;
 
     /// Second step: how to reach it.
     fn connect_attachment<'a>(
@@ -44,7 +51,10 @@ pub trait Cloud: Debug + Send + Sync + 'static {
     fn delete_attachment<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
 
     /// Attachments of a volume: id and status.
-    fn attachments<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>>;
+    fn attachments<'a>(
+        &'a self,
+        volume_id: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>>;
 
     /// Adds or changes one key.
     fn set_metadata<'a>(
@@ -65,18 +75,31 @@ pub struct ConfiguredCloud {
 impl ConfiguredCloud {
     /// Nothing is contacted yet.
     pub fn new(config: Option<CloudConfig>) -> Self {
-        Self { config, client: OnceCell::new() }
+        Self {
+            config,
+            client: OnceCell::new(),
+        }
     }
 
     async fn client(&self) -> Result<&Cinder, Cause> {
         let config = self.config.as_ref().ok_or(Error::NoCloud)?;
-        Ok(self.client.get_or_try_init(|| Cinder::connect(config)).await?)
+        Ok(self
+            .client
+            .get_or_try_init(|| Cinder::connect(config))
+            .await?)
     }
 }
 
 impl Cloud for ConfiguredCloud {
     fn is_configured(&self) -> bool {
         self.config.is_some()
+    }
+
+    fn local_ip(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async move {
+            let address = self.client().await.ok()?.local_ip().await?;
+            Some(address.to_string())
+        })
     }
 
     fn find<'a>(&'a self, id_or_name: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>> {
@@ -97,7 +120,11 @@ impl Cloud for ConfiguredCloud {
         Box::pin(async move { Ok(self.client().await?.delete(volume_id).await?) })
     }
 
-    fn reserve<'a>(&'a self, volume_id: &'a str, read_only: bool) -> BoxFuture<'a, Result<String, Cause>> {
+    fn reserve<'a>(
+        &'a self,
+        volume_id: &'a str,
+        read_only: bool,
+    ) -> BoxFuture<'a, Result<String, Cause>> {
         Box::pin(async move { Ok(self.client().await?.reserve(volume_id, read_only).await?) })
     }
 
@@ -106,7 +133,13 @@ impl Cloud for ConfiguredCloud {
         attachment_id: &'a str,
         connector: Connector,
     ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>> {
-        Box::pin(async move { Ok(self.client().await?.connect_attachment(attachment_id, &connector).await?) })
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .connect_attachment(attachment_id, &connector)
+                .await?)
+        })
     }
 
     fn complete<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
@@ -114,10 +147,19 @@ impl Cloud for ConfiguredCloud {
     }
 
     fn delete_attachment<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
-        Box::pin(async move { Ok(self.client().await?.delete_attachment(attachment_id).await?) })
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .delete_attachment(attachment_id)
+                .await?)
+        })
     }
 
-    fn attachments<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>> {
+    fn attachments<'a>(
+        &'a self,
+        volume_id: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>> {
         Box::pin(async move { Ok(self.client().await?.attachments(volume_id).await?) })
     }
 
@@ -127,6 +169,12 @@ impl Cloud for ConfiguredCloud {
         key: &'a str,
         value: &'a str,
     ) -> BoxFuture<'a, Result<(), Cause>> {
-        Box::pin(async move { Ok(self.client().await?.set_metadata(volume_id, key, value).await?) })
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .set_metadata(volume_id, key, value)
+                .await?)
+        })
     }
 }

@@ -75,13 +75,29 @@ impl Engine {
         let lock = take_lock(&settings.state_dir)?;
         let store = Store::open(&settings.state_dir)?;
         let (records, entries) = store.load()?;
-        let cx = Arc::new(Context { settings, cloud, platform, store });
+        let cx = Arc::new(Context {
+            settings,
+            cloud,
+            platform,
+            store,
+        });
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let mut registry = Registry::new(Arc::clone(&cx));
         registry.restore(records, entries);
         let task = tokio::spawn(registry.run(inbox));
-        let engine = Self { messages: messages.clone(), cx, started: Instant::now() };
-        Ok((engine, Running { messages, task, _lock: lock }))
+        let engine = Self {
+            messages: messages.clone(),
+            cx,
+            started: Instant::now(),
+        };
+        Ok((
+            engine,
+            Running {
+                messages,
+                task,
+                _lock: lock,
+            },
+        ))
     }
 
     /// Creates a volume, or takes the one that has this name already.
@@ -90,7 +106,8 @@ impl Engine {
     /// The name or the options cannot be; Cinder refused.
     pub async fn create(&self, name: &str, request: CreateRequest) -> Result<View, Error> {
         let name: VolumeName = name.parse()?;
-        self.ask(name.as_str(), |reply| Command::Create(request, reply)).await
+        self.ask(name.as_str(), |reply| Command::Create(request, reply))
+            .await
     }
 
     /// Deletes a volume that a cinder-nbd created; forgets one that it did not.
@@ -108,7 +125,12 @@ impl Engine {
     /// Any step failed; all before it was undone.
     pub async fn attach(&self, asked: &str, read_only: bool) -> Result<View, Error> {
         let (name, volume) = self.resolve(asked).await?;
-        self.ask(&name, |reply| Command::Attach { volume, read_only, reply }).await
+        self.ask(&name, |reply| Command::Attach {
+            volume,
+            read_only,
+            reply,
+        })
+        .await
     }
 
     /// Attaches a LUN that no cloud knows of.
@@ -117,7 +139,8 @@ impl Engine {
     /// Any step failed; all before it was undone.
     pub async fn attach_static(&self, target: StaticTarget) -> Result<View, Error> {
         let name = target.name();
-        self.ask(&name, |reply| Command::AttachStatic(target, reply)).await
+        self.ask(&name, |reply| Command::AttachStatic(target, reply))
+            .await
     }
 
     /// Detaches by name, UUID or device. `force` overrides Docker's count, never the kernel.
@@ -136,7 +159,8 @@ impl Engine {
                 what: format!("{asked} is not attached here; 'cinder-nbd list' shows what is"),
             });
         };
-        self.ask(&view.name, |reply| Command::Detach { force, reply }).await
+        self.ask(&view.name, |reply| Command::Detach { force, reply })
+            .await
     }
 
     /// Attaches, formats when proved allowed, mounts, and counts one mount for `id`.
@@ -149,7 +173,8 @@ impl Engine {
     pub async fn mount(&self, name: &str, id: &str) -> Result<PathBuf, Error> {
         let name: VolumeName = name.parse()?;
         let id = id.to_owned();
-        self.ask(name.as_str(), |reply| Command::Mount { id, reply }).await
+        self.ask(name.as_str(), |reply| Command::Mount { id, reply })
+            .await
     }
 
     /// Gives back one mount of `id`; the last one takes the volume off this host, now or when its users have left.
@@ -159,7 +184,8 @@ impl Engine {
     pub async fn unmount(&self, name: &str, id: &str) -> Result<(), Error> {
         let name: VolumeName = name.parse()?;
         let id = id.to_owned();
-        self.ask(name.as_str(), |reply| Command::Unmount { id, reply }).await
+        self.ask(name.as_str(), |reply| Command::Unmount { id, reply })
+            .await
     }
 
     /// All that is known here, sorted by name. Asks nobody.
@@ -168,7 +194,10 @@ impl Engine {
     /// The daemon is stopping.
     pub async fn list(&self) -> Result<Vec<View>, Error> {
         let (reply, answer) = oneshot::channel();
-        self.messages.send(Message::List(reply)).await.map_err(|_| Error::Stopping)?;
+        self.messages
+            .send(Message::List(reply))
+            .await
+            .map_err(|_| Error::Stopping)?;
         answer.await.map_err(|_| Error::Stopping)
     }
 
@@ -177,12 +206,19 @@ impl Engine {
     /// # Errors
     /// Absent, or unknown here while Cinder cannot be asked.
     pub async fn get(&self, name: &str) -> Result<View, Error> {
-        if let Some(view) = self.list().await?.into_iter().find(|view| view.name == name) {
+        if let Some(view) = self
+            .list()
+            .await?
+            .into_iter()
+            .find(|view| view.name == name)
+        {
             return Ok(view);
         }
         let checked: VolumeName = name.parse()?;
         let volume = self.find(checked.as_str()).await?;
-        let volume = volume.ok_or_else(|| Error::NoSuchVolume { name: name.to_owned() })?;
+        let volume = volume.ok_or_else(|| Error::NoSuchVolume {
+            name: name.to_owned(),
+        })?;
         Ok(view_of(name, &volume))
     }
 
@@ -206,7 +242,10 @@ impl Engine {
             kernel,
             volumes: views.len(),
             attached: views.iter().filter(|view| view.device.is_some()).count(),
-            mounted: views.iter().filter(|view| view.state == State::Mounted).count(),
+            mounted: views
+                .iter()
+                .filter(|view| view.state == State::Mounted)
+                .count(),
         })
     }
 
@@ -221,12 +260,16 @@ impl Engine {
             return Ok((view.name.clone(), None));
         }
         let volume = self.find(asked).await?;
-        let volume = volume.ok_or_else(|| Error::NoSuchVolume { name: asked.to_owned() })?;
+        let volume = volume.ok_or_else(|| Error::NoSuchVolume {
+            name: asked.to_owned(),
+        })?;
         if let Some(view) = known(&volume.id) {
             return Ok((view.name.clone(), None));
         }
         let name = match &volume.name {
-            Some(name) if name.parse::<VolumeName>().is_ok() && known(name).is_none() => name.clone(),
+            Some(name) if name.parse::<VolumeName>().is_ok() && known(name).is_none() => {
+                name.clone()
+            }
             _ => volume.id.clone(),
         };
         Ok((name, Some(Box::new(volume))))
@@ -240,10 +283,17 @@ impl Engine {
         found.map_err(|cause| Error::step(format!("asking Cinder for {asked}"), cause))
     }
 
-    async fn ask<T>(&self, name: &str, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        name: &str,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let message = Message::Volume(name.to_owned(), command(reply));
-        self.messages.send(message).await.map_err(|_| Error::Stopping)?;
+        self.messages
+            .send(message)
+            .await
+            .map_err(|_| Error::Stopping)?;
         answer.await.map_err(|_| Error::Stopping)?
     }
 }
@@ -251,7 +301,11 @@ impl Engine {
 impl Running {
     /// Takes everything off this host and ends. Busy volumes get `patience`; then they are flushed and cut off.
     pub async fn stop(self, patience: Duration) {
-        let Self { messages, mut task, _lock } = self;
+        let Self {
+            messages,
+            mut task,
+            _lock,
+        } = self;
         let deadline = Instant::now() + patience;
         if messages.send(Message::Stop { deadline }).await.is_err() {
             tracing::error!("the engine had ended before it was told to");
@@ -262,7 +316,9 @@ impl Running {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the engine ended badly"),
             Err(_) => {
-                tracing::error!("not all volumes could be taken off in time; the next start does the rest");
+                tracing::error!(
+                    "not all volumes could be taken off in time; the next start does the rest"
+                );
                 task.abort();
             }
         }
@@ -294,7 +350,13 @@ struct Post {
 impl Registry {
     fn new(cx: Arc<Context>) -> Self {
         let (finished, finishes) = mpsc::channel(MESSAGES_MAX);
-        Self { cx, workers: BTreeMap::new(), tasks: JoinSet::new(), finished, finishes }
+        Self {
+            cx,
+            workers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            finished,
+            finishes,
+        }
     }
 
     fn restore(&mut self, records: Vec<Record>, entries: Vec<Entry>) {
@@ -352,14 +414,19 @@ impl Registry {
         if !self.workers.contains_key(&name) {
             self.spawn(name.clone(), None, Vec::new());
         }
-        let Some(post) = self.workers.get_mut(&name) else { return };
+        let Some(post) = self.workers.get_mut(&name) else {
+            return;
+        };
         if post.outstanding >= COMMANDS_MAX {
             command.refuse(Error::Overloaded { name });
             return;
         }
         match post.commands.try_send(command) {
             Ok(()) => post.outstanding += 1,
-            Err(mpsc::error::TrySendError::Full(command) | mpsc::error::TrySendError::Closed(command)) => {
+            Err(
+                mpsc::error::TrySendError::Full(command)
+                | mpsc::error::TrySendError::Closed(command),
+            ) => {
                 command.refuse(Error::Overloaded { name });
             }
         }
@@ -369,14 +436,27 @@ impl Registry {
         let (worker, view) = Worker::new(Arc::clone(&self.cx), name.clone(), record, left);
         // One place more than commands are let in: for the stop.
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX + 1);
-        let task = self.tasks.spawn(worker.run(inbox, self.finished.clone())).id();
-        self.workers.insert(name, Post { commands, view, outstanding: 0, task });
+        let task = self
+            .tasks
+            .spawn(worker.run(inbox, self.finished.clone()))
+            .id();
+        self.workers.insert(
+            name,
+            Post {
+                commands,
+                view,
+                outstanding: 0,
+                task,
+            },
+        );
     }
 
     /// A worker that remembers nothing and has nothing to do is let go. Only we send to it, so one without an
     /// outstanding command is idle and stays so.
     fn finish(&mut self, finished: &Finished) {
-        let Some(post) = self.workers.get_mut(&finished.name) else { return };
+        let Some(post) = self.workers.get_mut(&finished.name) else {
+            return;
+        };
         if finished.is_command {
             post.outstanding = post.outstanding.saturating_sub(1);
         }

@@ -129,17 +129,32 @@ pub enum Error {
 impl Error {
     /// A step that failed.
     pub(crate) fn step(step: impl Into<String>, source: impl Into<Cause>) -> Self {
-        Self::Step { step: step.into(), source: source.into() }
+        Self::Step {
+            step: step.into(),
+            source: source.into(),
+        }
     }
 
     /// A file that could not be worked on.
-    pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        Self::File { what, path: path.into(), source }
+    pub(crate) fn file(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+        source: std::io::Error,
+    ) -> Self {
+        Self::File {
+            what,
+            path: path.into(),
+            source,
+        }
     }
 
     /// The volume is held by these mounts, the kernel says.
     pub(crate) fn mounted(name: &str, users: &[MountUser]) -> Self {
-        Self::InUse { name: name.to_owned(), by: name_users(users), remedy: "stop what uses it first" }
+        Self::InUse {
+            name: name.to_owned(),
+            by: name_users(users),
+            remedy: "stop what uses it first",
+        }
     }
 
     /// Whether the volume is not there, as opposed to not reachable.
@@ -155,12 +170,22 @@ pub(crate) fn name_users(users: &[MountUser]) -> String {
     let mut words: Vec<String> = users
         .iter()
         .take(NAMED_MAX)
-        .map(|user| format!("process {} has it mounted on {}", user.pid, user.mountpoint.display()))
+        .map(|user| {
+            format!(
+                "process {} has it mounted on {}",
+                user.pid,
+                user.mountpoint.display()
+            )
+        })
         .collect();
     if users.len() > NAMED_MAX {
         words.push(format!("and {} more", users.len() - NAMED_MAX));
     }
-    if words.is_empty() { "somebody has the device open".to_owned() } else { words.join(", ") }
+    if words.is_empty() {
+        "somebody has the device open".to_owned()
+    } else {
+        words.join(", ")
+    }
 }
 
 /// An error and its causes in one line: outermost first, joined by colons, no text twice.
@@ -188,7 +213,10 @@ mod tests {
     fn a_chain_becomes_one_line_without_repetition() {
         let inner = std::io::Error::other("refused\nby the peer");
         let middle = Error::step("reserving v1 in Cinder", inner);
-        let outer = Error::Leftover { left: "attachment 7".to_owned(), source: Box::new(middle) };
+        let outer = Error::Leftover {
+            left: "attachment 7".to_owned(),
+            source: Box::new(middle),
+        };
         assert_eq!(
             line(&outer),
             "attachment 7 is left over and will be removed when that becomes possible: reserving v1 in Cinder: \

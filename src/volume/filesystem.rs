@@ -26,17 +26,33 @@ pub(crate) async fn format(device: &Path, fstype: Fstype) -> Result<(), Cause> {
     let mut command = tokio::process::Command::new(tool);
     // Inode tables and journal are zeroed by the kernel after the mount: minutes on a large volume otherwise, and
     // Docker gives a mount two. No discard: the device was just proved blank. No reserve for root: it holds data only.
-    command.args(["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "--"]);
-    command.arg(device).env("LC_ALL", "C").stdin(std::process::Stdio::null()).kill_on_drop(true);
+    command.args([
+        "-q",
+        "-m",
+        "0",
+        "-E",
+        "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+        "--",
+    ]);
+    command
+        .arg(device)
+        .env("LC_ALL", "C")
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true);
     let output = tokio::time::timeout(FORMAT_TIMEOUT, command.output())
         .await
-        .map_err(|_| Error::Invalid { what: format!("{tool} did not end within {} s", FORMAT_TIMEOUT.as_secs()) })?
+        .map_err(|_| Error::Invalid {
+            what: format!("{tool} did not end within {} s", FORMAT_TIMEOUT.as_secs()),
+        })?
         .map_err(|error| Error::step(format!("running {tool} (package e2fsprogs)"), error))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::Invalid { what: format!("{tool} failed ({}): {}", output.status, said.trim()) }.into())
+    Err(Error::Invalid {
+        what: format!("{tool} failed ({}): {}", output.status, said.trim()),
+    }
+    .into())
 }
 
 /// A lazy mkfs writes some MiB a TiB; ten minutes is a target that has stopped.
@@ -55,7 +71,10 @@ pub(crate) fn mount_at(
 ) -> io::Result<()> {
     if let Some(parent) = mountpoint.parent() {
         // Docker's daemon is root; nobody else needs the list of names.
-        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(parent)?;
     }
     match std::fs::DirBuilder::new().mode(0).create(mountpoint) {
         Ok(()) => {}
@@ -63,7 +82,10 @@ pub(crate) fn mount_at(
             if let Some(there) = mount::mounted_at(mountpoint)? {
                 return Err(io::Error::new(
                     io::ErrorKind::ResourceBusy,
-                    format!("a filesystem of type {} is mounted there already", there.fstype),
+                    format!(
+                        "a filesystem of type {} is mounted there already",
+                        there.fstype
+                    ),
                 ));
             }
         }
@@ -88,7 +110,8 @@ fn greet(mountpoint: &Path) {
     if let Err(error) = std::fs::remove_dir(&lost_and_found) {
         tracing::debug!(path = %lost_and_found.display(), %error, "lost+found stays");
     }
-    if let Err(error) = std::fs::set_permissions(mountpoint, std::fs::Permissions::from_mode(0o755)) {
+    if let Err(error) = std::fs::set_permissions(mountpoint, std::fs::Permissions::from_mode(0o755))
+    {
         tracing::debug!(path = %mountpoint.display(), %error, "the root directory keeps its mode");
     }
 }

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use super::error::{Cause, Error};
 use super::platform::{Content, Device, MountOptions, MountUser, Platform};
 use super::request::Fstype;
-use super::{blank, filesystem};
+use super::{blank, filesystem, stale};
 use crate::block::Backend;
 use crate::lun::{Lun, LunSpec};
 use crate::nbd::KernelDevice;
@@ -56,7 +56,11 @@ impl Platform for Host {
         Box::pin(async { Ok(tokio::task::spawn_blocking(KernelDevice::probe).await??) })
     }
 
-    fn connect(&self, lanes: Vec<LunSpec>, identifier: String) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
+    fn connect(
+        &self,
+        lanes: Vec<LunSpec>,
+        identifier: String,
+    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
         Box::pin(connect(lanes, identifier))
     }
 
@@ -85,7 +89,11 @@ impl Platform for Host {
         blocking(move || filesystem::unmount_at(&at, lazy))
     }
 
-    fn is_mounted<'a>(&'a self, device: &'a Path, mountpoint: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+    fn is_mounted<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+    ) -> BoxFuture<'a, Result<bool, Cause>> {
         let (device, at) = (device.to_owned(), mountpoint.to_owned());
         blocking(move || filesystem::is_mounted(&device, &at))
     }
@@ -116,7 +124,7 @@ impl Platform for Host {
                 // Lazily: the device beneath is dead, so waiting for its users would be waiting for nothing.
                 blocking(move || filesystem::unmount_at(&at, true)).await?;
             }
-            Ok(tokio::task::spawn_blocking(move || KernelDevice::disconnect_stale(&identifier)).await??)
+            tokio::task::spawn_blocking(move || stale::disconnect(&identifier)).await?
         })
     }
 }
@@ -135,13 +143,16 @@ async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Devi
     for spec in &lanes {
         let error: Cause = match Lun::open(spec).await {
             Ok(lun) => {
-                let differs = luns.first().is_some_and(|first| first.identity() != lun.identity());
+                let differs = luns
+                    .first()
+                    .is_some_and(|first| first.identity() != lun.identity());
                 luns.push(lun);
                 if !differs {
                     continue;
                 }
                 Error::Invalid {
-                    what: "two logins to one LUN show different units; check the target's mapping".to_owned(),
+                    what: "two logins to one LUN show different units; check the target's mapping"
+                        .to_owned(),
                 }
                 .into()
             }
@@ -152,7 +163,10 @@ async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Devi
         }
         return Err(error);
     }
-    let identity = luns.first().map(|lun| lun.identity().to_string()).unwrap_or_default();
+    let identity = luns
+        .first()
+        .map(|lun| lun.identity().to_string())
+        .unwrap_or_default();
     let device = KernelDevice::connect(luns, &identifier).await?;
     Ok(Box::new(HostDevice { device, identity }))
 }

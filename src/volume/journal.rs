@@ -122,8 +122,10 @@ pub(crate) struct Store {
 impl Store {
     /// Makes the directories beneath the state directory.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, Error> {
-        let store =
-            Self { records: state_dir.join("volumes"), entries: state_dir.join("attachments") };
+        let store = Self {
+            records: state_dir.join("volumes"),
+            entries: state_dir.join("attachments"),
+        };
         for directory in [&store.records, &store.entries] {
             DirBuilder::new()
                 .recursive(true)
@@ -141,7 +143,11 @@ impl Store {
 
     /// Writes a record.
     pub(crate) async fn save_record(&self, record: &Record) -> Result<(), Error> {
-        write(self.records.join(format!("{}.json", record.name)), to_json(record)).await
+        write(
+            self.records.join(format!("{}.json", record.name)),
+            to_json(record),
+        )
+        .await
     }
 
     /// Removes a record. Absent is done.
@@ -151,7 +157,11 @@ impl Store {
 
     /// Writes an entry.
     pub(crate) async fn save_entry(&self, entry: &Entry) -> Result<(), Error> {
-        write(self.entries.join(format!("{}.json", entry.id)), to_json(entry)).await
+        write(
+            self.entries.join(format!("{}.json", entry.id)),
+            to_json(entry),
+        )
+        .await
     }
 
     /// Removes an entry. Absent is done.
@@ -178,18 +188,24 @@ fn load<T: DeserializeOwned>(directory: &Path) -> Result<Vec<T>, Error> {
         match serde_json::from_slice(&text) {
             Ok(value) => values.push(value),
             // One bad file must not keep all other volumes away.
-            Err(error) => tracing::error!(path = %path.display(), %error, "left alone: not understood"),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "left alone: not understood")
+            }
         }
     }
     Ok(values)
 }
 
 async fn write(path: PathBuf, text: Vec<u8>) -> Result<(), Error> {
-    blocking(move || write_durably(&path, &text).map_err(|error| Error::file("writing", path, error))).await
+    blocking(move || {
+        write_durably(&path, &text).map_err(|error| Error::file("writing", path, error))
+    })
+    .await
 }
 
 async fn remove(path: PathBuf) -> Result<(), Error> {
-    blocking(move || remove_durably(&path).map_err(|error| Error::file("removing", path, error))).await
+    blocking(move || remove_durably(&path).map_err(|error| Error::file("removing", path, error)))
+        .await
 }
 
 /// Runs what blocks on a thread of its own, and awaits it.
@@ -205,8 +221,12 @@ where
 
 fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
     file.write_all(text)?;
     file.sync_all()?;
     drop(file);
@@ -259,12 +279,18 @@ mod tests {
         assert_eq!(store.load().unwrap().1, [entry.clone()]);
         let file = entries.join(format!("{}.json", entry.id));
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(entries.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            entries.metadata().unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]
     fn the_identifier_is_short_and_one_line() {
         let identifier = Entry::new("v1", None, Step::Exporting).identifier();
-        assert!(identifier.len() < 64 && !identifier.contains('\n'), "{identifier}");
+        assert!(
+            identifier.len() < 64 && !identifier.contains('\n'),
+            "{identifier}"
+        );
     }
 }

@@ -18,6 +18,7 @@ mod host;
 mod journal;
 mod platform;
 mod request;
+mod stale;
 mod worker;
 
 #[cfg(test)]
@@ -35,9 +36,7 @@ pub use engine::{Engine, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
 pub use platform::{Content, Device, MountOptions, MountUser, Platform};
-pub use request::{
-    CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName,
-};
+pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting need it.
 pub const CREATED_BY: &str = "cinder-nbd.created_by";
@@ -57,7 +56,7 @@ pub struct Settings {
     pub host: String,
     /// Our IQN.
     pub initiator_name: String,
-    /// Our address in connectors; that of the default route when absent.
+    /// Our address in connectors; that on the route to the cloud when absent.
     pub ip: Option<String>,
     /// Connections a volume.
     pub lanes: usize,

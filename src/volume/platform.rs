@@ -25,7 +25,7 @@ pub enum Content {
 }
 
 /// A device the kernel shows, served by us.
-pub trait Device: Debug + Send {
+pub trait Device: Debug + Send + Sync {
     /// `/dev/nbdX`.
     fn path(&self) -> PathBuf;
 
@@ -36,7 +36,10 @@ pub trait Device: Debug + Send {
     ///
     /// # Errors
     /// In use, or the kernel refused: the device comes back and works as before.
-    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>>;
+    fn disconnect(
+        self: Box<Self>,
+        force: bool,
+    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>>;
 }
 
 /// This host.
@@ -45,7 +48,11 @@ pub trait Platform: Debug + Send + Sync + 'static {
     fn probe(&self) -> BoxFuture<'_, Result<(), Cause>>;
 
     /// Logs in once a lane and makes a device of it. On failure nothing is left.
-    fn connect(&self, lanes: Vec<LunSpec>, identifier: String) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>>;
+    fn connect(
+        &self,
+        lanes: Vec<LunSpec>,
+        identifier: String,
+    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>>;
 
     /// What is on the device. An error is an error, never "blank".
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>>;
@@ -67,7 +74,11 @@ pub trait Platform: Debug + Send + Sync + 'static {
     fn unmount<'a>(&'a self, mountpoint: &'a Path, lazy: bool) -> BoxFuture<'a, Result<(), Cause>>;
 
     /// Whether the device is mounted there in our namespace.
-    fn is_mounted<'a>(&'a self, device: &'a Path, mountpoint: &'a Path) -> BoxFuture<'a, Result<bool, Cause>>;
+    fn is_mounted<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+    ) -> BoxFuture<'a, Result<bool, Cause>>;
 
     /// Who has the device mounted anywhere else than at our mountpoint.
     fn users<'a>(

@@ -27,11 +27,14 @@ impl FromStr for VolumeName {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let begins_well = text.starts_with(|first: char| first.is_ascii_alphanumeric());
-        let legal = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.' | '-');
+        let legal =
+            |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.' | '-');
         if begins_well && text.len() <= NAME_BYTES_MAX && text.chars().all(legal) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Error::Name { name: text.to_owned() })
+            Err(Error::Name {
+                name: text.to_owned(),
+            })
         }
     }
 }
@@ -64,7 +67,9 @@ impl FromStr for SizeGib {
             what: format!("{text:?} is no size; write whole GiB as in 10, or 10GiB, 512MiB, 2TiB"),
         };
         let trimmed = text.trim();
-        let split = trimmed.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(trimmed.len());
+        let split = trimmed
+            .find(|letter: char| !letter.is_ascii_digit())
+            .unwrap_or(trimmed.len());
         let (digits, unit) = trimmed.split_at(split);
         let number: u64 = digits.parse().map_err(|_| wrong())?;
         let gib = match unit.trim().to_ascii_lowercase().as_str() {
@@ -74,7 +79,9 @@ impl FromStr for SizeGib {
             "k" | "kb" | "kib" => Some(number.div_ceil(1 << 20)),
             _ => None,
         };
-        gib.filter(|gib| (1..=SIZE_GIB_MAX).contains(gib)).map(Self).ok_or_else(wrong)
+        gib.filter(|gib| (1..=SIZE_GIB_MAX).contains(gib))
+            .map(Self)
+            .ok_or_else(wrong)
     }
 }
 
@@ -106,9 +113,13 @@ impl FromStr for Fstype {
         match text {
             "ext4" => Ok(Self::Ext4),
             "xfs" | "btrfs" | "ext2" | "ext3" | "f2fs" => Err(Error::Invalid {
-                what: format!("fstype {text} is not supported yet; this release makes and mounts ext4"),
+                what: format!(
+                    "fstype {text} is not supported yet; this release makes and mounts ext4"
+                ),
             }),
-            _ => Err(Error::Invalid { what: format!("{text:?} is no known fstype; use ext4") }),
+            _ => Err(Error::Invalid {
+                what: format!("{text:?} is no known fstype; use ext4"),
+            }),
         }
     }
 }
@@ -152,11 +163,17 @@ impl CreateRequest {
             ("image", &self.image),
             ("volume_id", &self.volume_id),
         ];
-        let given: Vec<&str> =
-            sources.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name).collect();
+        let given: Vec<&str> = sources
+            .iter()
+            .filter(|(_, value)| value.is_some())
+            .map(|(name, _)| *name)
+            .collect();
         if given.len() > 1 {
             return Err(Error::Invalid {
-                what: format!("{} exclude each other; give one of them", given.join(" and ")),
+                what: format!(
+                    "{} exclude each other; give one of them",
+                    given.join(" and ")
+                ),
             });
         }
         if self.volume_id.is_some() && (self.size.is_some() || self.volume_type.is_some()) {
@@ -294,12 +311,29 @@ mod tests {
     #[test]
     fn sizes_are_gib_and_round_up() {
         for (text, gib) in [
-            ("1", 1), ("10", 10), ("10G", 10), ("10GB", 10), ("10 GiB", 10), ("1500MiB", 2), ("1M", 1), ("2T", 2048),
+            ("1", 1),
+            ("10", 10),
+            ("10G", 10),
+            ("10GB", 10),
+            ("10 GiB", 10),
+            ("1500MiB", 2),
+            ("1M", 1),
+            ("2T", 2048),
             ("1048577k", 2),
         ] {
             assert_eq!(text.parse::<SizeGib>().unwrap().get(), gib, "{text}");
         }
-        for text in ["", "0", "-1", "1.5G", "ten", "1X", "0M", "99999999999999999999", "18446744073709551615T"] {
+        for text in [
+            "",
+            "0",
+            "-1",
+            "1.5G",
+            "ten",
+            "1X",
+            "0M",
+            "99999999999999999999",
+            "18446744073709551615T",
+        ] {
             assert!(text.parse::<SizeGib>().is_err(), "{text}");
         }
     }
@@ -309,7 +343,18 @@ mod tests {
         for name in ["a", "v1", "A.b-c_d", "0f", &"x".repeat(128)] {
             assert!(name.parse::<VolumeName>().is_ok(), "{name}");
         }
-        for name in ["", ".", "..", "-a", "_a", "a/b", "a b", "a\n", "\u{e4}", &"x".repeat(129)] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "-a",
+            "_a",
+            "a/b",
+            "a b",
+            "a\n",
+            "\u{e4}",
+            &"x".repeat(129),
+        ] {
             assert!(name.parse::<VolumeName>().is_err(), "{name}");
         }
     }
@@ -333,7 +378,19 @@ mod tests {
 
     #[test]
     fn other_filesystems_are_named_as_not_yet() {
-        assert!("xfs".parse::<Fstype>().unwrap_err().to_string().contains("not supported yet"));
-        assert!("nonsense".parse::<Fstype>().unwrap_err().to_string().contains("no known fstype"));
+        assert!(
+            "xfs"
+                .parse::<Fstype>()
+                .unwrap_err()
+                .to_string()
+                .contains("not supported yet")
+        );
+        assert!(
+            "nonsense"
+                .parse::<Fstype>()
+                .unwrap_err()
+                .to_string()
+                .contains("no known fstype")
+        );
     }
 }

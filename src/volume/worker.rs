@@ -33,12 +33,27 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 pub(crate) enum Command {
     Create(CreateRequest, Reply<View>),
     Remove(Reply<()>),
-    Attach { volume: Option<Box<Volume>>, read_only: bool, reply: Reply<View> },
+    Attach {
+        volume: Option<Box<Volume>>,
+        read_only: bool,
+        reply: Reply<View>,
+    },
     AttachStatic(StaticTarget, Reply<View>),
-    Detach { force: bool, reply: Reply<()> },
-    Mount { id: String, reply: Reply<PathBuf> },
-    Unmount { id: String, reply: Reply<()> },
-    Stop { deadline: Instant },
+    Detach {
+        force: bool,
+        reply: Reply<()>,
+    },
+    Mount {
+        id: String,
+        reply: Reply<PathBuf>,
+    },
+    Unmount {
+        id: String,
+        reply: Reply<()>,
+    },
+    Stop {
+        deadline: Instant,
+    },
 }
 
 impl Command {
@@ -46,9 +61,9 @@ impl Command {
     pub(crate) fn refuse(self, error: Error) {
         // A caller that has gone needs no answer.
         match self {
-            Self::Create(_, reply)
-            | Self::Attach { reply, .. }
-            | Self::AttachStatic(_, reply) => drop(reply.send(Err(error))),
+            Self::Create(_, reply) | Self::Attach { reply, .. } | Self::AttachStatic(_, reply) => {
+                drop(reply.send(Err(error)))
+            }
             Self::Remove(reply) | Self::Detach { reply, .. } | Self::Unmount { reply, .. } => {
                 drop(reply.send(Err(error)));
             }
@@ -168,7 +183,14 @@ impl Worker {
                 }
             }
             self.show();
-            if finished.send(Finished { name: self.name.clone(), is_command }).await.is_err() {
+            if finished
+                .send(Finished {
+                    name: self.name.clone(),
+                    is_command,
+                })
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -184,7 +206,11 @@ impl Worker {
                 let result = self.remove().await;
                 self.answer("remove", reply, result);
             }
-            Command::Attach { volume, read_only, reply } => {
+            Command::Attach {
+                volume,
+                read_only,
+                reply,
+            } => {
                 let result = self.attach(volume, read_only).await;
                 self.answer("attach", reply, result);
             }
@@ -200,14 +226,23 @@ impl Worker {
                 let result = self.mount(&id).await;
                 let mounted = result.is_ok();
                 if !self.answer("mount", reply, result) && mounted {
-                    tracing::warn!(volume = self.name, "mounted for a caller that has hung up; kept for its retry");
+                    tracing::warn!(
+                        volume = self.name,
+                        "mounted for a caller that has hung up; kept for its retry"
+                    );
                     self.discount(&id);
                     self.again_at = Some(Instant::now() + ABANDONED_INTERVAL);
                 }
             }
             Command::Unmount { id, reply } => {
-                self.unmount(&id).await;
+                let stays = self.unmount(&id).await.err().map(|error| line(&error));
+                // The engine never asks twice, so the asking again is ours, and the answer is "done".
                 self.answer("unmount", reply, Ok(()));
+                if let Some(why) = stays {
+                    tracing::warn!(volume = self.name, why, "stays for now");
+                    self.last_error = Some(why);
+                    self.again_at = Some(Instant::now() + RETRY_INTERVAL);
+                }
             }
             Command::Stop { deadline } => self.stop(deadline).await,
         }
@@ -259,7 +294,9 @@ impl Worker {
         let mark = (CREATED_BY.to_owned(), self.cx.settings.host.clone());
         let new = NewVolume {
             name: self.name.clone(),
-            size: request.size.map_or(self.cx.settings.default_size, super::SizeGib::get),
+            size: request
+                .size
+                .map_or(self.cx.settings.default_size, super::SizeGib::get),
             volume_type: request.volume_type.clone(),
             availability_zone: request.availability_zone.clone(),
             description: request.description.clone(),
@@ -289,15 +326,22 @@ impl Worker {
             Some(record) => record,
             None => {
                 let found = self.find(&self.name).await?;
-                let volume = found.ok_or_else(|| Error::NoSuchVolume { name: self.name.clone() })?;
+                let volume = found.ok_or_else(|| Error::NoSuchVolume {
+                    name: self.name.clone(),
+                })?;
                 self.record_of(&volume)
             }
         };
         if record.created_by_us {
             let deleted = self.cx.cloud.delete(&record.volume_id).await;
-            deleted.map_err(|cause| Error::step(format!("deleting {} in Cinder", self.name), cause))?;
+            deleted
+                .map_err(|cause| Error::step(format!("deleting {} in Cinder", self.name), cause))?;
         } else {
-            tracing::info!(volume = self.name, id = record.volume_id, "forgotten, not deleted: not created by us");
+            tracing::info!(
+                volume = self.name,
+                id = record.volume_id,
+                "forgotten, not deleted: not created by us"
+            );
         }
         self.cx.store.forget_record(&self.name).await?;
         self.record = None;
@@ -305,7 +349,11 @@ impl Worker {
         Ok(())
     }
 
-    async fn attach(&mut self, volume: Option<Box<Volume>>, read_only: bool) -> Result<View, Error> {
+    async fn attach(
+        &mut self,
+        volume: Option<Box<Volume>>,
+        read_only: bool,
+    ) -> Result<View, Error> {
         if self.record.is_none()
             && let Some(volume) = volume
         {
@@ -337,12 +385,16 @@ impl Worker {
     async fn detach(&mut self, force: bool) -> Result<(), Error> {
         if self.live.is_none() {
             if self.left.is_empty() {
-                return Err(Error::Invalid { what: format!("{} is not attached here", self.name) });
+                return Err(Error::Invalid {
+                    what: format!("{} is not attached here", self.name),
+                });
             }
             return self.settle_left().await;
         }
         if self.count() > 0 && !force {
-            return Err(self.counted("stop the containers first, or use --force, which still asks the kernel"));
+            return Err(self.counted(
+                "stop the containers first, or use --force, which still asks the kernel",
+            ));
         }
         let held = std::mem::replace(&mut self.held, false);
         let result = self.release().await;
@@ -363,7 +415,9 @@ impl Worker {
         }
         if self.record.is_none() {
             let found = self.find(&self.name).await?;
-            let volume = found.ok_or_else(|| Error::NoSuchVolume { name: self.name.clone() })?;
+            let volume = found.ok_or_else(|| Error::NoSuchVolume {
+                name: self.name.clone(),
+            })?;
             let record = self.record_of(&volume);
             self.cx.store.save_record(&record).await?;
             self.record = Some(record);
@@ -383,7 +437,11 @@ impl Worker {
             }
             Err(error) => {
                 if let Err(undo) = self.release().await {
-                    tracing::warn!(volume = self.name, error = line(&undo), "undoing a mount failed");
+                    tracing::warn!(
+                        volume = self.name,
+                        error = line(&undo),
+                        "undoing a mount failed"
+                    );
                     self.again_at = Some(Instant::now() + RETRY_INTERVAL);
                 }
                 Err(error)
@@ -391,17 +449,12 @@ impl Worker {
         }
     }
 
-    async fn unmount(&mut self, id: &str) {
+    async fn unmount(&mut self, id: &str) -> Result<(), Error> {
         self.discount(id);
         if self.count() > 0 || self.mountpoint.is_none() {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.release().await {
-            // The engine never asks twice, so the asking again is ours.
-            tracing::warn!(volume = self.name, error = line(&error), "stays for now");
-            self.last_error = Some(line(&error));
-            self.again_at = Some(Instant::now() + RETRY_INTERVAL);
-        }
+        self.release().await
     }
 
     /// Everything of this volume off this host before the deadline. Who is still busy then is flushed and cut off:
@@ -412,7 +465,11 @@ impl Worker {
         self.held = false;
         while let Err(error) = self.release().await {
             if self.live.is_none() {
-                tracing::warn!(volume = self.name, error = line(&error), "left for the next start");
+                tracing::warn!(
+                    volume = self.name,
+                    error = line(&error),
+                    "left for the next start"
+                );
                 break;
             }
             if Instant::now() + STOP_INTERVAL >= deadline {
@@ -422,7 +479,11 @@ impl Worker {
             tokio::time::sleep(STOP_INTERVAL).await;
         }
         if let Err(error) = self.settle_left().await {
-            tracing::warn!(volume = self.name, error = line(&error), "left for the next start");
+            tracing::warn!(
+                volume = self.name,
+                error = line(&error),
+                "left for the next start"
+            );
         }
         self.again_at = None;
     }
@@ -438,16 +499,28 @@ impl Worker {
         if let Some(at) = self.mountpoint.take() {
             match tokio::time::timeout(SYNC_TIMEOUT, self.cx.platform.sync(&at)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(cause)) => tracing::error!(volume = self.name, error = line(&*cause), "write-back failed"),
+                Ok(Err(cause)) => tracing::error!(
+                    volume = self.name,
+                    error = line(&*cause),
+                    "write-back failed"
+                ),
                 Err(_) => tracing::error!(volume = self.name, "write-back did not end in time"),
             }
             if let Err(cause) = self.cx.platform.unmount(&at, true).await {
-                tracing::error!(volume = self.name, error = line(&*cause), "lazy unmount failed");
+                tracing::error!(
+                    volume = self.name,
+                    error = line(&*cause),
+                    "lazy unmount failed"
+                );
             }
         }
         if let Err(failure) = attachment::detach(&self.cx, live, true).await {
             let error = self.keep(failure);
-            tracing::error!(volume = self.name, error = line(&error), "left for the next start");
+            tracing::error!(
+                volume = self.name,
+                error = line(&error),
+                "left for the next start"
+            );
         }
     }
 
@@ -463,7 +536,11 @@ impl Worker {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            tracing::warn!(volume = self.name, error = line(&error), "will be tried again");
+            tracing::warn!(
+                volume = self.name,
+                error = line(&error),
+                "will be tried again"
+            );
             self.last_error = Some(line(&error));
             self.again_at = Some(Instant::now() + RETRY_INTERVAL);
         }
@@ -472,24 +549,30 @@ impl Worker {
     /// Takes down, as far as nobody wants it: the mount when none is counted, the device when it is not held.
     /// On an error it stands as the error says, and may be tried again.
     async fn release(&mut self) -> Result<(), Error> {
-        let Some(live) = &self.live else { return Ok(()) };
+        let Some(live) = &self.live else {
+            return Ok(());
+        };
         let path = live.device.path();
         if let Some(at) = self.mountpoint.clone() {
             let users = self.cx.platform.users(&path, &at).await;
-            let users =
-                users.map_err(|cause| Error::step(format!("asking who uses {}", path.display()), cause))?;
+            let users = users.map_err(|cause| {
+                Error::step(format!("asking who uses {}", path.display()), cause)
+            })?;
             if !users.is_empty() {
                 return Err(Error::mounted(&self.name, &users));
             }
             let unmounted = self.cx.platform.unmount(&at, false).await;
-            unmounted.map_err(|cause| Error::step(format!("unmounting {}", at.display()), cause))?;
+            unmounted
+                .map_err(|cause| Error::step(format!("unmounting {}", at.display()), cause))?;
             self.mountpoint = None;
             self.counts.clear();
         }
         if self.held {
             return Ok(());
         }
-        let Some(live) = self.live.take() else { return Ok(()) };
+        let Some(live) = self.live.take() else {
+            return Ok(());
+        };
         let detached = attachment::detach(&self.cx, live, false).await;
         let result = detached.map_err(|failure| self.keep(failure));
         self.forget_unstored();
@@ -535,12 +618,21 @@ impl Worker {
             return same_mode(&self.name, live, read_only);
         }
         self.settle_left().await?;
-        let asked = self.record.as_ref().map_or(&self.name, |record| &record.volume_id).clone();
+        let asked = self
+            .record
+            .as_ref()
+            .map_or(&self.name, |record| &record.volume_id)
+            .clone();
         let found = self.find(&asked).await?;
-        let volume = found.ok_or_else(|| Error::NoSuchVolume { name: self.name.clone() })?;
+        let volume = found.ok_or_else(|| Error::NoSuchVolume {
+            name: self.name.clone(),
+        })?;
         if volume.encrypted {
             return Err(Error::Invalid {
-                what: format!("{} is encrypted, which this release cannot open; use an unencrypted type", self.name),
+                what: format!(
+                    "{} is encrypted, which this release cannot open; use an unencrypted type",
+                    self.name
+                ),
             });
         }
         self.marks = marks_of(&volume);
@@ -548,29 +640,37 @@ impl Worker {
             Some(record) => record.size_gib = volume.size,
             None => self.record = Some(self.record_of(&volume)),
         }
-        let attached =
-            attachment::attach_volume(&self.cx, &self.name, &volume.id, read_only).await;
+        let attached = attachment::attach_volume(&self.cx, &self.name, &volume.id, read_only).await;
         self.live = Some(attached.map_err(|failure| self.keep(failure))?);
         Ok(())
     }
 
     /// The mountpoint, if it is really mounted: somebody may have unmounted it by hand.
     async fn standing_mount(&mut self) -> Result<Option<PathBuf>, Error> {
-        let (Some(live), Some(at)) = (&self.live, &self.mountpoint) else { return Ok(None) };
+        let (Some(live), Some(at)) = (&self.live, &self.mountpoint) else {
+            return Ok(None);
+        };
         let mounted = self.cx.platform.is_mounted(&live.device.path(), at).await;
         if mounted.map_err(|cause| Error::step(format!("looking at {}", at.display()), cause))? {
             return Ok(Some(at.clone()));
         }
-        tracing::warn!(volume = self.name, "was unmounted by somebody else; mounting it again");
+        tracing::warn!(
+            volume = self.name,
+            "was unmounted by somebody else; mounting it again"
+        );
         self.mountpoint = None;
         Ok(None)
     }
 
     /// From a device to a mounted filesystem.
     async fn bring_up(&mut self) -> Result<PathBuf, Error> {
-        let record = self.record.clone().ok_or_else(|| Error::NoSuchVolume { name: self.name.clone() })?;
+        let record = self.record.clone().ok_or_else(|| Error::NoSuchVolume {
+            name: self.name.clone(),
+        })?;
         let Some(live) = &mut self.live else {
-            return Err(Error::Invalid { what: format!("{} is not attached", record.name) });
+            return Err(Error::Invalid {
+                what: format!("{} is not attached", record.name),
+            });
         };
         let device = live.device.path();
         let at = self.cx.settings.mount_dir.join(&record.name);
@@ -583,11 +683,20 @@ impl Worker {
             Content::Filesystem(found) if found == record.fstype.as_str() => false,
             Content::Filesystem(found) => {
                 let remedy = "it was asked for as another filesystem and is left alone; use 'cinder-nbd attach'";
-                return Err(Error::NotMountable { device, found: format!("a {found} filesystem"), remedy });
+                return Err(Error::NotMountable {
+                    device,
+                    found: format!("a {found} filesystem"),
+                    remedy,
+                });
             }
             Content::Other(found) => {
-                let remedy = "it is neither mounted nor formatted; look at it with 'cinder-nbd attach'";
-                return Err(Error::NotMountable { device, found, remedy });
+                let remedy =
+                    "it is neither mounted nor formatted; look at it with 'cinder-nbd attach'";
+                return Err(Error::NotMountable {
+                    device,
+                    found,
+                    remedy,
+                });
             }
             Content::Blank => {
                 self.may_format(&record)?;
@@ -599,7 +708,11 @@ impl Worker {
         if record.read_only {
             options = options.read_only();
         }
-        let mounted = self.cx.platform.mount(&device, &at, record.fstype, options, fresh).await;
+        let mounted = self
+            .cx
+            .platform
+            .mount(&device, &at, record.fstype, options, fresh)
+            .await;
         mounted.map_err(|cause| step("mounting", &device, cause))?;
         if !fresh && record.formatted != Formatted::Done {
             self.remember(Formatted::Done).await?;
@@ -620,26 +733,44 @@ impl Worker {
         } else {
             return Ok(());
         };
-        Err(Error::NotOurs { name: self.name.clone(), reason, remedy: BY_HAND })
+        Err(Error::NotOurs {
+            name: self.name.clone(),
+            reason,
+            remedy: BY_HAND,
+        })
     }
 
     async fn format(&mut self, record: Record, device: &std::path::Path) -> Result<(), Error> {
         self.remember(Formatted::Begun).await?;
-        tracing::info!(volume = self.name, fstype = record.fstype.as_str(), "making a filesystem");
+        tracing::info!(
+            volume = self.name,
+            fstype = record.fstype.as_str(),
+            "making a filesystem"
+        );
         let formatted = self.cx.platform.format(device, record.fstype).await;
         formatted.map_err(|cause| step("making a filesystem on", device, cause))?;
         self.marks.formatted = true;
         self.remember(Formatted::Done).await?;
         // For other hosts; they would find the filesystem all the same.
-        let marked = self.cx.cloud.set_metadata(&record.volume_id, FORMATTED, record.fstype.as_str()).await;
+        let marked = self
+            .cx
+            .cloud
+            .set_metadata(&record.volume_id, FORMATTED, record.fstype.as_str())
+            .await;
         if let Err(cause) = marked {
-            tracing::warn!(volume = self.name, error = line(&*cause), "not marked as formatted in Cinder");
+            tracing::warn!(
+                volume = self.name,
+                error = line(&*cause),
+                "not marked as formatted in Cinder"
+            );
         }
         Ok(())
     }
 
     async fn remember(&mut self, formatted: Formatted) -> Result<(), Error> {
-        let Some(record) = &mut self.record else { return Ok(()) };
+        let Some(record) = &mut self.record else {
+            return Ok(());
+        };
         record.formatted = formatted;
         self.cx.store.save_record(record).await
     }
@@ -662,7 +793,11 @@ impl Worker {
             fstype: self.cx.settings.default_fstype,
             mount_options: String::new(),
             read_only: false,
-            formatted: if marks.formatted { Formatted::Done } else { Formatted::No },
+            formatted: if marks.formatted {
+                Formatted::Done
+            } else {
+                Formatted::No
+            },
         }
     }
 
@@ -685,8 +820,15 @@ impl Worker {
 
     fn counted(&self, remedy: &'static str) -> Error {
         let count = self.count();
-        let by = format!("{count} mount{} counted", if count == 1 { " is" } else { "s are" });
-        Error::InUse { name: self.name.clone(), by, remedy }
+        let by = format!(
+            "{count} mount{} counted",
+            if count == 1 { " is" } else { "s are" }
+        );
+        Error::InUse {
+            name: self.name.clone(),
+            by,
+            remedy,
+        }
     }
 
     fn show(&self) {
@@ -735,8 +877,15 @@ fn same_mode(name: &str, live: &Attached, read_only: bool) -> Result<(), Error> 
     if live.read_only == read_only {
         return Ok(());
     }
-    let mode = if live.read_only { "read-only" } else { "read-write" };
-    Err(Error::OtherMode { name: name.to_owned(), mode })
+    let mode = if live.read_only {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    Err(Error::OtherMode {
+        name: name.to_owned(),
+        mode,
+    })
 }
 
 fn marks_of(volume: &Volume) -> Marks {

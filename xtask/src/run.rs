@@ -307,3 +307,121 @@ fn lines(reader: PipeReader) -> Result<Lines<BufReader<Receiver>>> {
     let receiver = Receiver::from_owned_fd(OwnedFd::from(reader)).context("watch a pipe")?;
     Ok(BufReader::new(receiver).lines())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block_on<T>(task: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(task)
+    }
+
+    fn shell(script: &str, limit: Duration) -> Run {
+        Run::new("sh", limit).args(["-c", script])
+    }
+
+    /// Waits for a process of a test to go; a zombie that somebody else has yet to reap counts as gone.
+    fn assert_gone(pid: &str) {
+        let is_there = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let started = Instant::now();
+        while is_there() {
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "process {pid} is still there"
+            );
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn both_streams_are_heard_and_the_status_told() {
+        let mut seen = Vec::new();
+        let run = shell("echo out; echo err >&2; exit 3", Duration::from_secs(30));
+        let ended = block_on(run.ended(|line| seen.push(line.to_owned()))).unwrap();
+        assert_eq!(ended.status.code(), Some(3));
+        assert_eq!(ended.output, "out\nerr\n");
+        assert_eq!(seen, ["out", "err"]);
+    }
+
+    #[test]
+    fn a_failure_carries_the_end_of_the_output() {
+        let run = shell("echo the reason; false", Duration::from_secs(30));
+        let error = block_on(run.output(|_| {})).unwrap_err();
+        assert!(error.to_string().contains("the reason"), "{error}");
+    }
+
+    #[test]
+    fn the_time_limit_ends_the_whole_group() {
+        let run = shell("sleep 1000 & echo $!; wait", Duration::from_millis(300));
+        let mut child = String::new();
+        let error = block_on(run.ended(|line| line.clone_into(&mut child)))
+            .map(|_| ())
+            .unwrap_err();
+        assert!(error.to_string().contains("no end after"), "{error}");
+        assert_gone(&child);
+    }
+
+    #[test]
+    fn what_a_program_leaves_behind_neither_holds_us_nor_stays() {
+        let run = shell("sleep 1000 & echo $!", Duration::from_mins(1));
+        let ended = block_on(run.ended(|_| {})).unwrap();
+        assert!(ended.status.success());
+        assert_gone(&ended.output);
+    }
+
+    #[test]
+    fn daemons_stay_when_they_are_meant_to() {
+        let run = shell("sleep 1000 & echo $!", Duration::from_mins(1)).leaves_daemons();
+        let ended = block_on(run.ended(|_| {})).unwrap();
+        let pid = ended
+            .output
+            .trim()
+            .parse()
+            .ok()
+            .and_then(Pid::from_raw)
+            .unwrap();
+        rustix::process::kill_process(pid, Signal::KILL).expect("it is still there");
+    }
+
+    #[test]
+    fn a_program_with_grace_may_undo_what_it_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let trace = dir.path().join("undone");
+        let script = format!(
+            "trap 'touch {}; exit' TERM; echo ready; sleep 1000 & wait",
+            trace.display()
+        );
+        let run = shell(&script, Duration::from_mins(1)).grace(Duration::from_secs(20));
+        block_on(async {
+            let ready = tokio::sync::Notify::new();
+            tokio::select! {
+                ended = run.ended(|_| ready.notify_one()) => panic!("ended: {:?}", ended.map(|e| e.output)),
+                () = ready.notified() => {}
+            }
+        });
+        assert!(trace.exists());
+    }
+
+    #[test]
+    fn a_background_program_that_died_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        block_on(async {
+            let run = shell("echo broken >&2; exit 1", Duration::from_secs(30));
+            let mut background = run.background(&dir.path().join("log")).unwrap();
+            let error = loop {
+                match background.is_alive() {
+                    Ok(()) => tokio::task::yield_now().await,
+                    Err(error) => break error,
+                }
+            };
+            assert!(error.to_string().contains("broken"), "{error}");
+        });
+    }
+}

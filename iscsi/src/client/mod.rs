@@ -22,6 +22,7 @@ mod patience;
 mod probe;
 mod session;
 
+pub use crate::io::discover;
 pub use disk::Disk;
 pub use error::Error;
 pub use execute::Execute;

@@ -1,15 +1,57 @@
-//! The tokio driver: sockets, buffers, clock. CONTRACT (signatures fixed, bodies to come):
+//! The tokio driver: sockets, buffers, clock.
 //!
 //! A `Driver` owns one connection of one normal session in full feature phase: its `TcpStream`, the
 //! `proto` machine, the buffers of tasks in flight. It is polled by its owner's task, so that a lane
 //! drives NBD and iSCSI from one task on one thread. Nothing is spawned.
+//!
+//! Source: `architecture.md` of the project, "The lane"; RFC 7143 for what goes over the wire.
+//!
+//! Invariants:
+//! 1. A command's buffer belongs to the driver from `submit` until the completion, or until
+//!    `take_unfinished` after the end: bytes on their way out are never the caller's to change.
+//! 2. In the steady state nothing is allocated for an I/O, and payload is not copied on its way out.
+//!
+//! It does not reconnect, retry or time out commands: whoever owns it decides that.
+//!
+//! ```no_run
+//! use iscsi::io::{Command, Data, Driver};
+//! use iscsi::proto::{Isid, SessionParams};
+//! use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress};
+//!
+//! # async fn first_block() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut params = SessionParams::new(
+//!     "192.0.2.10".parse()?,
+//!     "iqn.2026-11.org.example:host".parse()?,
+//!     Isid::random([1, 2, 3], 0),
+//! );
+//! params.target_name = Some("iqn.2010-10.org.openstack:volume-1".parse()?);
+//! let mut driver = Driver::connect(&params).await?;
+//! let command = Command {
+//!     lun: LunAddress::from_number(1),
+//!     cdb: Cdb::read_16(Lba(0), Blocks(1)),
+//!     data: Data::In(bytes::BytesMut::zeroed(512)),
+//! };
+//! driver.submit(7, command).map_err(|_| "no slot is free")?;
+//! let completion = std::future::poll_fn(|cx| driver.poll_completion(cx)).await?;
+//! println!("{} after {} bytes", completion.status, completion.transferred);
+//! driver.logout().await?;
+//! # Ok(())
+//! # }
+//! ```
 
-use std::task::{Context, Poll};
+mod connect;
+mod discover;
+mod driver;
+mod receiver;
+mod slots;
+mod transmitter;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::proto::{LoginError, SessionError, SessionParams};
 use crate::scsi::{Cdb, LunAddress, Sense, Status};
+
+pub use discover::discover;
+pub use driver::Driver;
 
 /// What a command carries besides its CDB.
 #[derive(Debug)]
@@ -38,7 +80,8 @@ pub struct Command {
 pub struct Completion {
     /// The number that came with `submit`.
     pub token: u64,
-    /// SCSI status; `Response` code other than 00h is `Err(response)` in `outcome` of `SessionError`.
+    /// SCSI status. Where the target failed as a whole (iSCSI service response other than 00h) it is
+    /// `Status::TASK_ABORTED`.
     pub status: Status,
     /// Sense data, if the status came with some.
     pub sense: Option<Sense>,
@@ -46,57 +89,4 @@ pub struct Completion {
     pub transferred: u32,
     /// The buffer of the command.
     pub data: Data,
-}
-
-/// One iSCSI connection, driven by whoever polls it.
-#[derive(Debug)]
-pub struct Driver {
-    _private: (),
-}
-
-impl Driver {
-    /// Connects, logs in and enters full feature phase.
-    ///
-    /// # Errors
-    /// By cause: unreachable, refused (status class/detail), rule broken by the target, misuse.
-    #[expect(clippy::unused_async, reason = "contract")]
-    pub async fn connect(_params: &SessionParams) -> Result<Self, LoginError> {
-        unimplemented!()
-    }
-
-    /// How many more commands `submit` takes now (task slots; the window is the machine's matter).
-    pub fn free_slots(&self) -> usize {
-        unimplemented!()
-    }
-
-    /// Queues a command. It leaves with the next `poll_completion` or `poll_flush`.
-    ///
-    /// # Errors
-    /// Gives the command back when no slot is free or the session has ended.
-    pub fn submit(&mut self, _token: u64, _command: Command) -> Result<(), Command> {
-        unimplemented!()
-    }
-
-    /// Writes what is queued, reads what is there, keeps the timers; one completion at a time.
-    /// `Err` is final: the session is gone; `take_unfinished` says what was in flight.
-    pub fn poll_completion(
-        &mut self,
-        _cx: &mut Context<'_>,
-    ) -> Poll<Result<Completion, SessionError>> {
-        unimplemented!()
-    }
-
-    /// After an error: the commands that were not answered, in order of submission.
-    pub fn take_unfinished(&mut self) -> Vec<(u64, Command)> {
-        unimplemented!()
-    }
-
-    /// Logs out in order (reason 0, close the session) and closes the socket; bounded by a few seconds.
-    ///
-    /// # Errors
-    /// The connection was lost or the target broke a rule meanwhile; the session is gone anyway.
-    #[expect(clippy::unused_async, reason = "contract")]
-    pub async fn logout(self) -> Result<(), SessionError> {
-        unimplemented!()
-    }
 }

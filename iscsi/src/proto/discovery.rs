@@ -6,6 +6,8 @@
 //! 1. One text request is outstanding at a time.
 //! 2. The list's bytes, targets and PDUs have limits.
 
+use std::fmt;
+
 use super::login::Established;
 use super::negotiation::Agreed;
 use super::{IscsiName, Portal, Violation};
@@ -33,6 +35,16 @@ pub struct DiscoveredPortal {
     pub portal: Portal,
     /// Its portal group; absent where the target told no address and the asked portal stands for it.
     pub portal_group_tag: Option<u16>,
+}
+
+impl fmt::Display for DiscoveredPortal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.portal)?;
+        match self.portal_group_tag {
+            Some(tag) => write!(f, ",{tag}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The full feature phase of a discovery session.
@@ -232,19 +244,16 @@ fn parse_targets(text: &[u8], asked: &Portal) -> Result<Discovered, Violation> {
     let mut is_record_open = false;
     for (key, value) in text_keys::parse(text)? {
         match key {
-            "TargetName" => match value.parse() {
-                Ok(name) => {
-                    is_record_open = true;
-                    found.targets.push(DiscoveredTarget {
-                        name,
-                        portals: Vec::new(),
-                    });
-                }
-                Err(_) => {
-                    is_record_open = false;
+            "TargetName" => {
+                let name = value.parse();
+                is_record_open = name.is_ok();
+                if let Ok(name) = name {
+                    let portals = Vec::new();
+                    found.targets.push(DiscoveredTarget { name, portals });
+                } else {
                     found.left_out.push(super::violation::excerpt(value));
                 }
-            },
+            }
             "TargetAddress" => {
                 let record = found.targets.last_mut().filter(|_| is_record_open);
                 match (record, Portal::from_target_address(value)) {

@@ -82,6 +82,31 @@ pub enum LoginError {
     Misuse(Misuse),
 }
 
+/// Why a discovery failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiscoveryError {
+    /// The login of the discovery session failed.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// The session ended before the list was complete.
+    #[error("discovery at portal {portal} broke off: {cause}; try again")]
+    Session {
+        /// Where.
+        portal: Portal,
+        /// Why.
+        cause: SessionError,
+    },
+    /// The list did not come in time.
+    #[error("portal {portal} did not answer SendTargets within {}; try again", Seconds(*.after))]
+    Timeout {
+        /// Where.
+        portal: Portal,
+        /// After which time.
+        after: Duration,
+    },
+}
+
 /// What a caller did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

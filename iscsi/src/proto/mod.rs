@@ -33,7 +33,7 @@ mod violation;
 mod window;
 
 pub use discovery::{DiscoveredPortal, DiscoveredTarget};
-pub use error::{LoginError, Misuse, Retry, SessionError};
+pub use error::{DiscoveryError, LoginError, Misuse, Retry, SessionError};
 pub use isid::Isid;
 pub use name::{IscsiName, NameError};
 pub use params::{ChapCredentials, SessionParams};

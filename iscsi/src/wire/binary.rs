@@ -57,7 +57,7 @@ fn nibble(digit: u8) -> Option<u8> {
 }
 
 fn base64(digits: &[u8]) -> Option<Vec<u8>> {
-    if digits.len() % 4 != 0 || digits.len() > BINARY_BYTES_MAX.div_ceil(3) * 4 {
+    if !digits.len().is_multiple_of(4) || digits.len() > BINARY_BYTES_MAX.div_ceil(3) * 4 {
         return None;
     }
     let mut bytes = Vec::with_capacity(digits.len() / 4 * 3);

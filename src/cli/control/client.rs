@@ -25,17 +25,29 @@ impl Client {
         let at = socket.display();
         match UnixStream::connect(socket) {
             Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => bail!(
-                "the daemon is not running (nothing listens on {at}); start it with 'systemctl start cinder-nbd' \
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                bail!(
+                    "the daemon is not running (nothing listens on {at}); start it with 'systemctl start cinder-nbd' \
                  or 'cinder-nbd daemon'"
-            ),
+                )
+            }
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 bail!("no right to speak to the daemon on {at}; run this as root")
             }
-            Err(error) => return Err(error).with_context(|| format!("connecting to the daemon on {at}")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("connecting to the daemon on {at}"));
+            }
         }
         // No deadline: an attach takes as long as cloud and target take, and their rooms have deadlines of their own.
-        let http = reqwest::Client::builder().unix_socket(socket).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .unix_socket(socket)
+            .no_proxy()
+            .build()?;
         Ok(Self { http })
     }
 
@@ -51,7 +63,11 @@ impl Client {
     ///
     /// # Errors
     /// What the daemon says, or that it went away.
-    pub async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> anyhow::Result<T> {
+    pub async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> anyhow::Result<T> {
         receive(self.http.post(url(path)).json(body)).await
     }
 }
@@ -63,14 +79,25 @@ fn url(path: &str) -> String {
 async fn receive<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> anyhow::Result<T> {
     let lost = "the daemon went away before it answered; see its log";
     // The URL means nothing to the user, it only names the socket.
-    let response = request.send().await.map_err(reqwest::Error::without_url).context(lost)?;
+    let response = request
+        .send()
+        .await
+        .map_err(reqwest::Error::without_url)
+        .context(lost)?;
     let status = response.status();
-    let body = response.bytes().await.map_err(reqwest::Error::without_url).context(lost)?;
+    let body = response
+        .bytes()
+        .await
+        .map_err(reqwest::Error::without_url)
+        .context(lost)?;
     if status.is_success() {
-        return serde_json::from_slice(&body).context("the daemon's answer is not understood; is it another version?");
+        return serde_json::from_slice(&body)
+            .context("the daemon's answer is not understood; is it another version?");
     }
     match serde_json::from_slice::<Failure>(&body) {
         Ok(failure) => Err(anyhow!(failure.error)),
-        Err(_) => Err(anyhow!("the daemon answered {status}; is it another version?")),
+        Err(_) => Err(anyhow!(
+            "the daemon answered {status}; is it another version?"
+        )),
     }
 }

@@ -49,10 +49,16 @@ impl Control {
     /// # Errors
     /// Another process listens there; no right to the directory.
     pub fn bind(path: &Path) -> Result<Self, Error> {
-        let listen = |source| Error::Listen { path: path.to_owned(), source };
+        let listen = |source| Error::Listen {
+            path: path.to_owned(),
+            source,
+        };
         let listener = listener::bind(path, 0o600).map_err(listen)?;
         let listener = UnixListener::from_std(listener).map_err(listen)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves until `shutdown`; calls that are being served then are answered first.
@@ -91,7 +97,10 @@ async fn status(State(engine): State<Engine>) -> Response {
 async fn attach(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let request: AttachRequest = parse(&body)?;
-        engine.attach(&request.volume, request.read_only).await.map_err(|error| failed(&error))
+        engine
+            .attach(&request.volume, request.read_only)
+            .await
+            .map_err(|error| failed(&error))
     };
     respond(result.await)
 }
@@ -99,7 +108,10 @@ async fn attach(State(engine): State<Engine>, body: Bytes) -> Response {
 async fn attach_static(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let target = static_target(parse(&body)?)?;
-        engine.attach_static(target).await.map_err(|error| failed(&error))
+        engine
+            .attach_static(target)
+            .await
+            .map_err(|error| failed(&error))
     };
     respond(result.await)
 }
@@ -107,7 +119,10 @@ async fn attach_static(State(engine): State<Engine>, body: Bytes) -> Response {
 async fn detach(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let request: DetachRequest = parse(&body)?;
-        engine.detach(&request.volume, request.force).await.map_err(|error| failed(&error))
+        engine
+            .detach(&request.volume, request.force)
+            .await
+            .map_err(|error| failed(&error))
     };
     respond(result.await.map(|()| serde_json::json!({})))
 }
@@ -126,7 +141,11 @@ fn wrong(error: impl std::fmt::Display) -> Refusal {
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| {
         // serde names place and kind; it quotes single values, and a secret must not be quoted.
-        wrong(format!("the request is not understood (line {}, column {})", error.line(), error.column()))
+        wrong(format!(
+            "the request is not understood (line {}, column {})",
+            error.line(),
+            error.column()
+        ))
     })
 }
 

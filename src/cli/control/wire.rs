@@ -26,7 +26,11 @@ pub struct StaticAttachRequest {
     #[serde(default)]
     pub chap_user: Option<String>,
     /// CHAP secret: in clear on a socket that root alone may use, as no other place lies between file and daemon.
-    #[serde(default, serialize_with = "write_secret", deserialize_with = "read_secret")]
+    #[serde(
+        default,
+        serialize_with = "write_secret",
+        deserialize_with = "read_secret"
+    )]
     pub chap_secret: Option<Secret>,
     /// Without the right to write.
     #[serde(default)]

@@ -59,10 +59,12 @@ done
 rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/*.bin "$tree"/usr/share/doc/* "$tree"/usr/share/man/*
 
 # --- root disk; no journal, as every boot has a throw-away overlay over it
-# mmdebstrap has /proc, /sys and /dev mounted in the tree: taken off in a mount namespace of our own, so that
-# mke2fs sees the tree alone and mmdebstrap finds its mounts again
+# mmdebstrap has /proc, /sys and /dev mounted in the tree, unless mounting is not allowed (a plain container): taken
+# off in a mount namespace of our own, so that mke2fs sees the tree alone and mmdebstrap finds its mounts again
 truncate -s "$size" "$out/rootfs.img"
-unshare --mount sh -eu -c '
+alone=
+if grep -q " $tree/" /proc/self/mountinfo; then alone="unshare --mount"; fi
+$alone sh -eu -c '
   cut -d" " -f5 /proc/self/mountinfo | grep "^$1/" | sort -r | while read -r place; do umount "$place"; done
   mke2fs -q -F -t ext4 -O ^has_journal -m 0 -L bed-root -E lazy_itable_init=1,nodiscard -d "$1" "$2"
 ' populate "$tree" "$out/rootfs.img"

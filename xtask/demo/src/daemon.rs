@@ -44,7 +44,11 @@ impl Daemon {
         let log = dir.join("daemon.log");
         let file = std::fs::File::create(&log).context("make the daemon's log")?;
         let child = Command::new(program)
-            .args([OsStr::new("--config"), config.as_os_str(), OsStr::new("daemon")])
+            .args([
+                OsStr::new("--config"),
+                config.as_os_str(),
+                OsStr::new("daemon"),
+            ])
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -52,7 +56,14 @@ impl Daemon {
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
         let program = program.to_owned();
-        let mut daemon = Self { program, config, environment, docker_socket, log, child };
+        let mut daemon = Self {
+            program,
+            config,
+            environment,
+            docker_socket,
+            log,
+            child,
+        };
         let started = Instant::now();
         while !(daemon.docker_socket.exists() && control_socket.exists()) {
             if let Some(status) = daemon.child.try_wait()? {
@@ -72,7 +83,11 @@ impl Daemon {
         command.arg("--config").arg(&self.config).args(words);
         command.envs(self.environment.iter().cloned());
         run(command).await.with_context(|| {
-            format!("cinder-nbd {}\nthe daemon's log:\n{}", words.join(" "), self.said())
+            format!(
+                "cinder-nbd {}\nthe daemon's log:\n{}",
+                words.join(" "),
+                self.said()
+            )
         })
     }
 
@@ -86,7 +101,11 @@ impl Daemon {
         self.signal()?;
         let status = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
         let status = status.with_context(|| {
-            format!("no end {} s after SIGTERM\n{}", STOP_LIMIT.as_secs(), self.said())
+            format!(
+                "no end {} s after SIGTERM\n{}",
+                STOP_LIMIT.as_secs(),
+                self.said()
+            )
         })??;
         if !status.success() {
             bail!("the daemon ended with {status}\n{}", self.said());
@@ -95,7 +114,11 @@ impl Daemon {
     }
 
     fn signal(&self) -> Result<()> {
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let pid = self
+            .child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw);
         kill_process(pid.context("the daemon has ended by itself")?, Signal::TERM)?;
         Ok(())
     }
@@ -122,10 +145,11 @@ impl Drop for Daemon {
 }
 
 /// Any other program, by name; gives back its stdout.
-pub(crate) async fn tool(program: &str, args: &[&OsStr]) -> Result<String> {
+pub(crate) fn tool(program: &str, args: &[&OsStr]) -> impl Future<Output = Result<String>> + use<> {
     let mut command = Command::new(program);
     command.args(args);
-    run(command).await.with_context(|| program.to_owned())
+    let program = program.to_owned();
+    async move { run(command).await.context(program) }
 }
 
 async fn run(mut command: Command) -> Result<String> {
@@ -133,7 +157,11 @@ async fn run(mut command: Command) -> Result<String> {
     let ended = tokio::time::timeout(LIMIT, command.output()).await;
     let ended = ended.with_context(|| format!("no end within {} s", LIMIT.as_secs()))??;
     if !ended.status.success() {
-        bail!("{}: {}", ended.status, String::from_utf8_lossy(&ended.stderr).trim());
+        bail!(
+            "{}: {}",
+            ended.status,
+            String::from_utf8_lossy(&ended.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&ended.stdout).trim().to_owned())
 }

@@ -67,7 +67,11 @@ async fn until_signal(verb: Verb) -> Result<ExitCode> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    Ok(if serves { ExitCode::SUCCESS } else { ExitCode::from(130) })
+    Ok(if serves {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(130)
+    })
 }
 
 async fn perform(verb: Verb) -> Result<()> {

@@ -18,11 +18,15 @@ const FILE_MIB: usize = 16;
 
 pub(crate) async fn play(program: &Path) -> Result<()> {
     let before = Before::look()?;
-    let dir = tempfile::Builder::new().prefix("cinder-nbd-demo-").tempdir()?;
+    let dir = tempfile::Builder::new()
+        .prefix("cinder-nbd-demo-")
+        .tempdir()?;
     chapter("The ground");
-    let bed = step("a Keystone, a Cinder and an iSCSI target, in this process:", Bed::start(), |bed| {
-        bed.describe()
-    })
+    let bed = step(
+        "a Keystone, a Cinder and an iSCSI target, in this process:",
+        Bed::start(),
+        |bed| bed.describe(),
+    )
     .await?;
     let daemon = step(
         "$ cinder-nbd daemon",
@@ -37,7 +41,12 @@ pub(crate) async fn play(program: &Path) -> Result<()> {
     as_docker(&daemon).await?;
 
     chapter("The end");
-    step("SIGTERM to the daemon: it ends in order", daemon.stop(), no_more).await?;
+    step(
+        "SIGTERM to the daemon: it ends in order",
+        daemon.stop(),
+        no_more,
+    )
+    .await?;
     let path = dir.path().to_owned();
     let empty = async {
         bed.nothing_left().await?;
@@ -47,19 +56,37 @@ pub(crate) async fn play(program: &Path) -> Result<()> {
         ensure!(!path.exists(), "{} is still there", path.display());
         Ok(())
     };
-    step("no volume, attachment, session, device, mount, process or file is left", empty, no_more).await
+    step(
+        "no volume, attachment, session, device, mount, process or file is left",
+        empty,
+        no_more,
+    )
+    .await
 }
 
 async fn by_hand(daemon: &Daemon, dir: &Path) -> Result<()> {
     let create = daemon.cli(&["volume", "create", "demo", "--size", "1", "--json"]);
-    step("$ cinder-nbd volume create demo --size 1", create, |said| status(said)).await?;
+    step("$ cinder-nbd volume create demo --size 1", create, |said| {
+        status(said)
+    })
+    .await?;
     let device = attach(daemon).await?;
     let mkfs = tool("mkfs.ext4", &[OsStr::new("-q"), device.as_os_str()]);
-    step(&format!("$ mkfs.ext4 -q {}", device.display()), mkfs, no_more).await?;
+    step(
+        &format!("$ mkfs.ext4 -q {}", device.display()),
+        mkfs,
+        no_more,
+    )
+    .await?;
     let mounted = Mounted::on(&device, &dir.join("mnt")).await?;
     let data = data(1);
     let file = mounted.place.join("data");
-    step(&format!("write {FILE_MIB} MiB and fsync"), write(file.clone(), data.clone()), no_more).await?;
+    step(
+        &format!("write {FILE_MIB} MiB and fsync"),
+        write(file.clone(), data.clone()),
+        no_more,
+    )
+    .await?;
     mounted.off().await?;
     detach(daemon).await?;
     let device = attach(daemon).await?;
@@ -75,11 +102,17 @@ async fn by_hand(daemon: &Daemon, dir: &Path) -> Result<()> {
 async fn attach(daemon: &Daemon) -> Result<PathBuf> {
     let attach = async {
         let said = daemon.cli(&["attach", "demo", "--json"]).await?;
-        let facts: Value = serde_json::from_str(&said).with_context(|| format!("no JSON: {said}"))?;
-        let device = facts["device"].as_str().with_context(|| format!("no device in {said}"))?;
+        let facts: Value =
+            serde_json::from_str(&said).with_context(|| format!("no JSON: {said}"))?;
+        let device = facts["device"]
+            .as_str()
+            .with_context(|| format!("no device in {said}"))?;
         Ok(PathBuf::from(device))
     };
-    step("$ cinder-nbd attach demo", attach, |device| device.display().to_string()).await
+    step("$ cinder-nbd attach demo", attach, |device| {
+        device.display().to_string()
+    })
+    .await
 }
 
 async fn detach(daemon: &Daemon) -> Result<()> {
@@ -88,7 +121,10 @@ async fn detach(daemon: &Daemon) -> Result<()> {
         daemon.cli(&["volume", "show", "demo", "--json"]).await
     };
     let said = step("$ cinder-nbd detach demo", detach, |said| status(said)).await?;
-    ensure!(status(&said) == "available", "the volume is not available again: {said}");
+    ensure!(
+        status(&said) == "available",
+        "the volume is not available again: {said}"
+    );
     Ok(())
 }
 
@@ -99,23 +135,46 @@ async fn as_docker(daemon: &Daemon) -> Result<()> {
     call(&plugin, "Create", create, |_| "size=1".to_owned()).await?;
     let data = data(2);
     let file = mount(&plugin, "first").await?.join("data");
-    step(&format!("write {FILE_MIB} MiB and fsync"), write(file, data.clone()), no_more).await?;
+    step(
+        &format!("write {FILE_MIB} MiB and fsync"),
+        write(file, data.clone()),
+        no_more,
+    )
+    .await?;
     let by = |id: &str| json!({"Name": "demo-docker", "ID": id});
     call(&plugin, "Unmount", by("first"), |_| String::new()).await?;
     let file = mount(&plugin, "second").await?.join("data");
     step("read it back and compare", compare(file, data), no_more).await?;
     call(&plugin, "Unmount", by("second"), |_| String::new()).await?;
-    call(&plugin, "Remove", json!({"Name": "demo-docker"}), |_| String::new()).await?;
-    let list = call(&plugin, "List", json!({}), |answer| answer["Volumes"].to_string()).await?;
-    ensure!(list["Volumes"].as_array().is_none_or(Vec::is_empty), "volumes are left: {list}");
+    call(&plugin, "Remove", json!({"Name": "demo-docker"}), |_| {
+        String::new()
+    })
+    .await?;
+    let list = call(&plugin, "List", json!({}), |answer| {
+        answer["Volumes"].to_string()
+    })
+    .await?;
+    ensure!(
+        list["Volumes"].as_array().is_none_or(Vec::is_empty),
+        "volumes are left: {list}"
+    );
     Ok(())
 }
 
 async fn mount(plugin: &Plugin, id: &str) -> Result<PathBuf> {
     let place = |answer: &Value| answer["Mountpoint"].as_str().unwrap_or_default().to_owned();
-    let answer = call(plugin, "Mount", json!({"Name": "demo-docker", "ID": id}), place).await?;
+    let answer = call(
+        plugin,
+        "Mount",
+        json!({"Name": "demo-docker", "ID": id}),
+        place,
+    )
+    .await?;
     let place = place(&answer);
-    ensure!(Path::new(&place).is_absolute(), "Mount named no place: {answer}");
+    ensure!(
+        Path::new(&place).is_absolute(),
+        "Mount named no place: {answer}"
+    );
     Ok(place.into())
 }
 
@@ -139,13 +198,26 @@ impl Mounted {
     async fn on(device: &Path, place: &Path) -> Result<Self> {
         std::fs::create_dir_all(place).context("make the mount point")?;
         let mount = tool("mount", &[device.as_os_str(), place.as_os_str()]);
-        step(&format!("$ mount {} {}", device.display(), place.display()), mount, no_more).await?;
-        Ok(Self { place: place.to_owned(), is_mounted: true })
+        step(
+            &format!("$ mount {} {}", device.display(), place.display()),
+            mount,
+            no_more,
+        )
+        .await?;
+        Ok(Self {
+            place: place.to_owned(),
+            is_mounted: true,
+        })
     }
 
     async fn off(mut self) -> Result<()> {
         let umount = tool("umount", &[self.place.as_os_str()]);
-        step(&format!("$ umount {}", self.place.display()), umount, no_more).await?;
+        step(
+            &format!("$ umount {}", self.place.display()),
+            umount,
+            no_more,
+        )
+        .await?;
         self.is_mounted = false;
         Ok(())
     }
@@ -155,7 +227,9 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         if self.is_mounted {
             // the demo has failed already; what cannot be undone the daemon's log tells
-            let _ = std::process::Command::new("umount").arg(&self.place).status();
+            let _ = std::process::Command::new("umount")
+                .arg(&self.place)
+                .status();
         }
     }
 }
@@ -164,7 +238,9 @@ impl Drop for Mounted {
 fn data(seed: u64) -> Vec<u8> {
     let mut state = seed;
     let words = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         state.to_le_bytes()
     });
     words.take(FILE_MIB << 17).flatten().collect()
@@ -190,5 +266,7 @@ async fn compare(path: PathBuf, data: Vec<u8>) -> Result<()> {
 /// The status in what `volume ... --json` prints.
 fn status(said: &str) -> String {
     let facts: Option<Value> = serde_json::from_str(said).ok();
-    facts.and_then(|facts| facts["status"].as_str().map(str::to_owned)).unwrap_or_default()
+    facts
+        .and_then(|facts| facts["status"].as_str().map(str::to_owned))
+        .unwrap_or_default()
 }

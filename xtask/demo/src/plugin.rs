@@ -17,8 +17,13 @@ pub(crate) struct Plugin {
 impl Plugin {
     /// Greets the plugin and makes sure that it is a volume driver.
     pub(crate) async fn activate(socket: &Path) -> Result<Self> {
-        let client = reqwest::Client::builder().unix_socket(socket).timeout(LIMIT).build();
-        let plugin = Self { client: client.context("make an HTTP client")? };
+        let client = reqwest::Client::builder()
+            .unix_socket(socket)
+            .timeout(LIMIT)
+            .build();
+        let plugin = Self {
+            client: client.context("make an HTTP client")?,
+        };
         let answer = plugin.call("Plugin.Activate", json!({})).await?;
         let implements = answer["Implements"].as_array();
         if !implements.is_some_and(|list| list.contains(&json!("VolumeDriver"))) {

@@ -13,14 +13,20 @@ pub(crate) struct Before {
 
 impl Before {
     pub(crate) fn look() -> Result<Self> {
-        Ok(Self { devices: devices()?, mounts: mounts()? })
+        Ok(Self {
+            devices: devices()?,
+            mounts: mounts()?,
+        })
     }
 
     /// # Errors
     /// Names what is there now and was not before.
     pub(crate) fn nothing_new(&self, dir: &Path) -> Result<()> {
         let new = |before: &BTreeSet<String>, now: &BTreeSet<String>| {
-            now.difference(before).cloned().collect::<Vec<_>>().join(", ")
+            now.difference(before)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let devices = new(&self.devices, &devices()?);
         if !devices.is_empty() {
@@ -43,7 +49,11 @@ fn devices() -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir("/sys/block").context("look into /sys/block")? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with("nbd") && path.join("pid").exists() {
             found.insert(name);
         }
@@ -54,7 +64,11 @@ fn devices() -> Result<BTreeSet<String>> {
 /// Mount points of this namespace.
 fn mounts() -> Result<BTreeSet<String>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    Ok(table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect())
+    Ok(table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Processes that name a folder of ours on their command line.
@@ -64,7 +78,9 @@ fn processes_of(dir: &Path) -> Result<Vec<String>> {
     for entry in std::fs::read_dir("/proc").context("look into /proc")? {
         let path = entry?.path();
         // one that ends while we look is gone, which is what we want
-        let Ok(line) = std::fs::read(path.join("cmdline")) else { continue };
+        let Ok(line) = std::fs::read(path.join("cmdline")) else {
+            continue;
+        };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.contains(dir) {
             found.push(line.trim().to_owned());

@@ -110,6 +110,8 @@ fn sample(job: &Job, bridge: &'static str, text: &str, cpu_seconds: f64) -> Resu
     };
     let percentiles = &side["clat_ns"]["percentile"];
     let count = number(&side["total_ios"], "total_ios")?;
+    // fio reports success of a job that could not even connect
+    anyhow::ensure!(count > 0.0, "{} on {bridge}: fio did nothing", job.name);
     Ok(Sample {
         job: job.name,
         bridge,
@@ -117,7 +119,7 @@ fn sample(job: &Job, bridge: &'static str, text: &str, cpu_seconds: f64) -> Resu
         mib_per_s: number(&side["bw_bytes"], "bw_bytes")? / f64::from(1 << 20),
         p50_us: number(&percentiles["50.000000"], "median")? / 1000.0,
         p99_us: number(&percentiles["99.000000"], "99th percentile")? / 1000.0,
-        cpu_us_per_io: cpu_seconds * 1e6 / count.max(1.0),
+        cpu_us_per_io: cpu_seconds * 1e6 / count,
     })
 }
 
@@ -162,5 +164,8 @@ mod tests {
     #[test]
     fn an_error_of_fio_is_ours() {
         assert!(sample(&JOBS[0], "x", r#"{"jobs":[{"error":5}]}"#, 0.0).is_err());
+        let idle = r#"{"jobs":[{"error":0,"read":{"total_ios":0,"iops":0,"bw_bytes":0}}]}"#;
+        let error = sample(&JOBS[0], "x", idle, 0.0).unwrap_err();
+        assert!(error.to_string().ends_with("fio did nothing"), "{error:#}");
     }
 }

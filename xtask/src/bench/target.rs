@@ -40,8 +40,8 @@ impl Tgtd {
 
     async fn try_start(dir: &Path) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        // any number without a socket of its own; others of the house use low ones
-        let control = port.to_string();
+        // tgtd takes numbers below 2^15 here; one in use fails, and another port is tried
+        let control = (port % (1 << 15)).to_string();
         let mut process = Run::new("tgtd", Duration::MAX)
             .args([
                 "-f",

@@ -8,7 +8,8 @@ use crate::run::Run;
 use crate::ui::Stage;
 
 pub(super) async fn fmt(summary: &mut Summary) {
-    let run = cargo(Duration::from_mins(2)).args(["fmt", "--all", "--check"]);
+    let run =
+        cargo(Duration::from_mins(2)).args(["fmt", "--all", "--check", "--", "--color", "never"]);
     check(summary, "rustfmt", run).await;
 }
 

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::Summary;
 use crate::house;
 use crate::ui::Stage;
 use crate::vm::{Image, Job};
 
+/// A shell and two commands; what is slow is the boot, which has its own allowance.
+const BOOT_LIMIT: Duration = Duration::from_mins(1);
 /// The device tests make file systems and write through them, under emulation.
 const KERNEL_LIMIT: Duration = Duration::from_mins(15);
 /// A Docker engine needs 12 s to answer there, a container 5 s; a busy host several times that.
@@ -56,6 +58,7 @@ pub(super) async fn vm(summary: &mut Summary) {
         Err(error) => return summary.take(stage, Err(error)),
     };
     stage.quietly();
+    boot(summary, &ground).await;
     kernel(summary, &ground).await;
     let job = Job::of_file("volume", VOLUME_LIMIT);
     let job = job.map(|job| {
@@ -63,6 +66,22 @@ pub(super) async fn vm(summary: &mut Summary) {
             .program("demo", &ground.demo)
     });
     volume(summary, "VM: volumes and Docker", &ground, job).await;
+}
+
+/// The bed itself, so that a broken one is not taken for a broken driver.
+async fn boot(summary: &mut Summary, ground: &Ground) {
+    let stage = Stage::begin("VM: boots and answers");
+    let ended = async {
+        let keep = house::bed_dir().await?.join("log/vm-boot");
+        let job = Job::of_file("boot", BOOT_LIMIT)?.keep(keep.clone());
+        let outcome = job.run(&ground.image, |line| stage.note(line)).await?;
+        std::fs::read(keep.join("release")).context("what the job left did not come back")?;
+        anyhow::Ok(outcome)
+    };
+    match ended.await {
+        Ok(outcome) => summary.take_script(stage, &outcome.output, outcome.status),
+        Err(error) => summary.take(stage, Err(error)),
+    }
 }
 
 /// The kernel's device, by the test program that needs one.

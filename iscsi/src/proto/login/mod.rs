@@ -133,6 +133,10 @@ impl Login {
     }
 
     /// The next request: header and data segment without padding. `None` while a response is due.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "the text was cut to fit just before"
+    )]
     pub fn poll_transmit(&mut self) -> Option<(Bhs, Vec<u8>)> {
         if self.sent.is_some() || self.phase == Phase::Ended {
             return None;
@@ -213,8 +217,9 @@ impl Login {
         match self.phase {
             Phase::MethodOffered => self.handle_method(&pairs)?,
             Phase::AlgorithmOffered => self.handle_challenge(&pairs)?,
-            Phase::SecurityDone => self.handle_others(&pairs, response.transit)?,
-            Phase::Operational => self.handle_others(&pairs, response.transit)?,
+            Phase::SecurityDone | Phase::Operational => {
+                self.handle_others(&pairs, response.transit)?;
+            }
             Phase::Ended => return Err(Violation::PduDuringLogin(opcode).into()),
         }
         if response.transit {

@@ -411,3 +411,31 @@ pub(super) mod op {
     pub(in super::super) const READ_12: u8 = 0xa8;
     pub(in super::super) const WRITE_12: u8 = 0xaa;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_from_all_four_lengths_of_cdb() {
+        let cdbs: [(&[u8], u64, u64); 4] = [
+            (&[op::READ_6, 0xe1, 2, 3, 0], 0x01_0203, 256),
+            (&[op::READ_10, 0, 1, 2, 3, 4, 0, 5, 6], 0x0102_0304, 0x0506),
+            (
+                &[op::READ_12, 0, 1, 2, 3, 4, 0, 5, 6, 7],
+                0x0102_0304,
+                0x05_0607,
+            ),
+            (
+                &[op::READ_16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 0, 8, 9, 10],
+                0x0001_0203_0405_0607,
+                0x08_090a,
+            ),
+        ];
+        for (bytes, lba, blocks) in cdbs {
+            let mut cdb = [0; 16];
+            cdb[..bytes.len()].copy_from_slice(bytes);
+            assert_eq!(extent(&cdb), (lba, blocks), "{bytes:x?}");
+        }
+    }
+}

@@ -307,7 +307,10 @@ impl Shared {
     pub(super) fn violation(&self, what: String) {
         if !what.is_empty() {
             tracing::debug!(what, "an initiator broke a rule");
-            lock(&self.violations).push(what);
+            let mut violations = lock(&self.violations);
+            if violations.len() < VIOLATIONS_MAX {
+                violations.push(what);
+            }
         }
     }
 
@@ -346,3 +349,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Orders that may wait for one session; chosen freely.
 const ORDERS_MAX: usize = 16;
+/// Enough to see what goes wrong; chosen freely.
+const VIOLATIONS_MAX: usize = 1000;

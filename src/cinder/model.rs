@@ -1,0 +1,165 @@
+//! Volumes and attachments as this room hands them out.
+//!
+//! Source: Block Storage API v3 at microversion 3.54; `cinder/api/schemas/volumes.py`.
+//!
+//! Invariants: 1. times are RFC 3339 in UTC: Cinder's own lack the zone and have microseconds only sometimes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// A volume as Cinder shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Volume {
+    /// UUID.
+    pub id: String,
+    /// Name; not unique.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `available`, `in-use`, `error`, ...
+    pub status: String,
+    /// Size in GiB.
+    pub size: u64,
+    /// Type name.
+    #[serde(default)]
+    pub volume_type: Option<String>,
+    /// Zone.
+    #[serde(default)]
+    pub availability_zone: Option<String>,
+    /// RFC 3339, UTC.
+    #[serde(default, deserialize_with = "time")]
+    pub created_at: Option<String>,
+    /// RFC 3339, UTC; moves with the status.
+    #[serde(default, deserialize_with = "time")]
+    pub updated_at: Option<String>,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// More than one attachment allowed.
+    #[serde(default)]
+    pub multiattach: bool,
+    /// LUKS by the front end.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// Free-form.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// Completed attachments.
+    #[serde(default)]
+    pub attachments: Vec<VolumeAttachment>,
+}
+
+impl Volume {
+    /// The name, or the id where there is none: for messages.
+    pub fn label(&self) -> &str {
+        self.name
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&self.id)
+    }
+}
+
+/// A completed attachment as the volume lists it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeAttachment {
+    /// The attachment's UUID.
+    pub attachment_id: String,
+    /// Null unless admin.
+    #[serde(default)]
+    pub host_name: Option<String>,
+    /// The connector's `mountpoint`.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// A Nova server's UUID, if one has it.
+    #[serde(default)]
+    pub server_id: Option<String>,
+    /// RFC 3339, UTC.
+    #[serde(default, deserialize_with = "time")]
+    pub attached_at: Option<String>,
+}
+
+/// What to create.
+#[derive(Clone, Debug, Default)]
+pub struct NewVolume {
+    /// Name.
+    pub name: String,
+    /// GiB, at least 1; 0 takes the size of the snapshot or volume it is made from.
+    pub size: u64,
+    /// Type name or id.
+    pub volume_type: Option<String>,
+    /// Zone.
+    pub availability_zone: Option<String>,
+    /// Description.
+    pub description: Option<String>,
+    /// From a snapshot.
+    pub snapshot_id: Option<String>,
+    /// From a volume.
+    pub source_volid: Option<String>,
+    /// From an image.
+    pub image: Option<String>,
+    /// Free-form.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Who attaches (os-brick's connector dictionary, the part that iSCSI drivers read).
+#[derive(Clone, Debug)]
+pub struct Connector {
+    /// Our own IQN.
+    pub initiator: String,
+    /// Our own host name.
+    pub host: String,
+    /// An address of ours.
+    pub ip: String,
+    /// Shown to all members as the attachment's device; our owner tag.
+    pub mountpoint: String,
+    /// `rw` or `ro`.
+    pub read_only: bool,
+}
+
+/// Cinder's `2026-11-22T18:35:54.000000` as `2026-11-22T18:35:54Z`; the empty text, which means never, as nothing.
+pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    Ok(text
+        .filter(|text| !text.is_empty())
+        .map(|text| match text.find(['.', 'Z', '+']) {
+            Some(end) => format!("{}Z", &text[..end]),
+            None => format!("{text}Z"),
+        }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As recorded from Cinder 21.3.1 (Zed), shortened by the links.
+    const RECORDED: &str = r#"{"id": "26cb1c15-fc9f-4d27-958e-d0c32bbaeb92", "status": "in-use", "size": 1,
+        "availability_zone": "nova", "created_at": "2026-11-22T18:35:54.000000", "updated_at": "2026-11-22T18:35:55.123456",
+        "name": "check-1", "description": null, "volume_type": "filetgt", "snapshot_id": null, "metadata": {"owner": "check"},
+        "bootable": "false", "encrypted": false, "multiattach": false, "attachments": [
+            {"id": "26cb1c15-fc9f-4d27-958e-d0c32bbaeb92", "attachment_id": "b9faac7c-11fa-4db1-8c4c-b1fd4e8b1ce2",
+             "volume_id": "26cb1c15-fc9f-4d27-958e-d0c32bbaeb92", "server_id": null, "host_name": null, "device": "na",
+             "attached_at": "2026-11-22T18:35:56.000000"}]}"#;
+
+    #[test]
+    fn a_recorded_volume_is_read_with_times_of_the_standard() {
+        let volume: Volume = serde_json::from_str(RECORDED).unwrap();
+        assert_eq!(volume.created_at.as_deref(), Some("2026-11-22T18:35:54Z"));
+        assert_eq!(volume.updated_at.as_deref(), Some("2026-11-22T18:35:55Z"));
+        assert_eq!(
+            volume.attachments[0].attachment_id,
+            "b9faac7c-11fa-4db1-8c4c-b1fd4e8b1ce2"
+        );
+        assert_eq!(volume.label(), "check-1");
+        // What was written by us is read by us as the same.
+        let again: Volume = serde_json::from_str(&serde_json::to_string(&volume).unwrap()).unwrap();
+        assert_eq!(again.created_at, volume.created_at);
+    }
+
+    #[test]
+    fn a_volume_may_have_no_name_and_few_fields() {
+        let volume: Volume =
+            serde_json::from_str(r#"{"id": "i", "name": "", "status": "creating", "size": 3}"#)
+                .unwrap();
+        assert_eq!((volume.label(), volume.created_at.as_deref()), ("i", None));
+    }
+}
