@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use super::error::{Cause, Error};
 use super::platform::{Content, Device, MountOptions, MountUser, Platform};
 use super::request::Fstype;
-use super::{blank, filesystem};
+use super::{blank, filesystem, stale};
 use crate::block::Backend;
 use crate::lun::{Lun, LunSpec};
 use crate::nbd::KernelDevice;
@@ -124,10 +124,7 @@ impl Platform for Host {
                 // Lazily: the device beneath is dead, so waiting for its users would be waiting for nothing.
                 blocking(move || filesystem::unmount_at(&at, true)).await?;
             }
-            Ok(
-                tokio::task::spawn_blocking(move || KernelDevice::disconnect_stale(&identifier))
-                    .await??,
-            )
+            tokio::task::spawn_blocking(move || stale::disconnect(&identifier)).await?
         })
     }
 }

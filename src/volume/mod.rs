@@ -18,6 +18,7 @@ mod host;
 mod journal;
 mod platform;
 mod request;
+mod stale;
 mod worker;
 
 #[cfg(test)]
@@ -55,7 +56,7 @@ pub struct Settings {
     pub host: String,
     /// Our IQN.
     pub initiator_name: String,
-    /// Our address in connectors; that of the default route when absent.
+    /// Our address in connectors; that on the route to the cloud when absent.
     pub ip: Option<String>,
     /// Connections a volume.
     pub lanes: usize,

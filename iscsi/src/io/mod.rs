@@ -12,6 +12,32 @@
 //! 2. In the steady state nothing is allocated for an I/O, and payload is not copied on its way out.
 //!
 //! It does not reconnect, retry or time out commands: whoever owns it decides that.
+//!
+//! ```no_run
+//! use iscsi::io::{Command, Data, Driver};
+//! use iscsi::proto::{Isid, SessionParams};
+//! use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress};
+//!
+//! # async fn first_block() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut params = SessionParams::new(
+//!     "192.0.2.10".parse()?,
+//!     "iqn.2026-11.org.example:host".parse()?,
+//!     Isid::random([1, 2, 3], 0),
+//! );
+//! params.target_name = Some("iqn.2010-10.org.openstack:volume-1".parse()?);
+//! let mut driver = Driver::connect(&params).await?;
+//! let command = Command {
+//!     lun: LunAddress::from_number(1),
+//!     cdb: Cdb::read_16(Lba(0), Blocks(1)),
+//!     data: Data::In(bytes::BytesMut::zeroed(512)),
+//! };
+//! driver.submit(7, command).map_err(|_| "no slot is free")?;
+//! let completion = std::future::poll_fn(|cx| driver.poll_completion(cx)).await?;
+//! println!("{} after {} bytes", completion.status, completion.transferred);
+//! driver.logout().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod connect;
 mod discover;

@@ -22,14 +22,16 @@ pub(super) struct Sysfs {
 
 impl Sysfs {
     pub(super) fn of(index: u32) -> Self {
-        Self { directory: PathBuf::from(format!("/sys/block/nbd{index}")) }
+        Self {
+            directory: PathBuf::from(format!("/sys/block/nbd{index}")),
+        }
     }
 
-    /// The device that shows this identifier, if any.
+    /// The connected devices that show this identifier.
     ///
     /// # Errors
     /// `/sys/block` cannot be read.
-    pub(super) fn find(identifier: &str) -> io::Result<Option<u32>> {
+    pub(super) fn find(identifier: &str) -> io::Result<Vec<u32>> {
         find_in(Path::new("/sys/block"), identifier)
     }
 
@@ -71,24 +73,33 @@ impl Sysfs {
     }
 }
 
-fn find_in(root: &Path, identifier: &str) -> io::Result<Option<u32>> {
+fn find_in(root: &Path, identifier: &str) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
         let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("nbd")?.parse::<u32>().ok());
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("nbd")?.parse::<u32>().ok());
         let Some(index) = number else { continue };
-        let sysfs = Sysfs { directory: entry.path() };
+        let sysfs = Sysfs {
+            directory: entry.path(),
+        };
         if sysfs.is_connected() && sysfs.read("backend").as_deref() == Some(identifier) {
-            return Ok(Some(index));
+            found.push(index);
         }
     }
-    Ok(None)
+    found.sort_unstable();
+    Ok(found)
 }
 
 fn entries(directory: &Path) -> Vec<String> {
-    let Ok(found) = std::fs::read_dir(directory) else { return Vec::new() };
-    let mut names: Vec<_> =
-        found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let Ok(found) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = found
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
     names.sort_unstable();
     names
 }
@@ -100,9 +111,11 @@ mod tests {
     #[test]
     fn a_device_is_found_by_its_identifier_only_while_it_is_connected() {
         let root = tempfile::tempdir().unwrap();
-        for (name, backend, connected) in
-            [("nbd0", "other", true), ("nbd7", "ours", false), ("sda", "ours", true)]
-        {
+        for (name, backend, connected) in [
+            ("nbd0", "other", true),
+            ("nbd7", "ours", false),
+            ("sda", "ours", true),
+        ] {
             let directory = root.path().join(name);
             std::fs::create_dir(&directory).unwrap();
             std::fs::write(directory.join("backend"), format!("{backend}\n")).unwrap();
@@ -110,16 +123,18 @@ mod tests {
                 std::fs::write(directory.join("pid"), "1\n").unwrap();
             }
         }
-        assert_eq!(find_in(root.path(), "ours").unwrap(), None);
+        assert_eq!(find_in(root.path(), "ours").unwrap(), []);
         std::fs::write(root.path().join("nbd7/pid"), "1\n").unwrap();
-        assert_eq!(find_in(root.path(), "ours").unwrap(), Some(7));
+        assert_eq!(find_in(root.path(), "ours").unwrap(), [7]);
         assert!(find_in(&root.path().join("absent"), "ours").is_err());
     }
 
     #[test]
     fn attributes_partitions_and_holders_are_read() {
         let root = tempfile::tempdir().unwrap();
-        let sysfs = Sysfs { directory: root.path().to_owned() };
+        let sysfs = Sysfs {
+            directory: root.path().to_owned(),
+        };
         std::fs::create_dir_all(root.path().join("nbd0p1")).unwrap();
         std::fs::create_dir_all(root.path().join("holders/dm-3")).unwrap();
         std::fs::create_dir_all(root.path().join("queue")).unwrap();

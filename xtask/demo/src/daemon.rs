@@ -145,10 +145,11 @@ impl Drop for Daemon {
 }
 
 /// Any other program, by name; gives back its stdout.
-pub(crate) async fn tool(program: &str, args: &[&OsStr]) -> Result<String> {
+pub(crate) fn tool(program: &str, args: &[&OsStr]) -> impl Future<Output = Result<String>> + use<> {
     let mut command = Command::new(program);
     command.args(args);
-    run(command).await.with_context(|| program.to_owned())
+    let program = program.to_owned();
+    async move { run(command).await.context(program) }
 }
 
 async fn run(mut command: Command) -> Result<String> {

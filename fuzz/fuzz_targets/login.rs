@@ -1,0 +1,4 @@
+//! See `bodies::login`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::login(data));

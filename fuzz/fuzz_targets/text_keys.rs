@@ -1,0 +1,4 @@
+//! See `bodies::text_keys`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::text_keys(data));

@@ -1,0 +1,385 @@
+//! What each fuzz target does with its input: bytes of a hostile peer into the code that takes them apart.
+//!
+//! A file of its own because two use it: the targets of cargo-fuzz, and `tests/fuzz_corpora.rs`, which replays the
+//! committed corpora without libFuzzer.
+//!
+//! Invariants, which every body checks by running:
+//! 1. No input makes the code panic, loop for ever, or take memory by a length that the peer wrote.
+//! 2. What is understood survives: written again and read again it is the same value.
+//! 3. No placement lies outside of the buffer that was offered.
+
+use std::time::{Duration, Instant};
+
+use cinder_nbd::block::Geometry;
+use cinder_nbd::nbd::handshake::{Handshake, Progress};
+use cinder_nbd::nbd::transmission::{Command, Next, Step, Transmission};
+use iscsi::proto::chap::Challenge;
+use iscsi::proto::discovery::{Discovery, DiscoveryStep};
+use iscsi::proto::login::{Established, Login, LoginStep};
+use iscsi::proto::negotiation::Negotiation;
+use iscsi::proto::session::{Direction, Event, Placement, Session, Settings};
+use iscsi::proto::{ChapCredentials, Isid, Secret, SessionParams};
+use iscsi::scsi::mode::ModeParameters;
+use iscsi::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Provisioning};
+use iscsi::scsi::{Blocks, Capacity, Cdb, Inquiry, Lba, LunAddress, Sense};
+use iscsi::wire::header::{ResponseNumbers, ahs_bytes, data_segment_bytes};
+use iscsi::wire::serial::{CmdSn, StatSn};
+use iscsi::wire::{BHS_BYTES, Bhs, FromTarget, binary, text_keys};
+
+/// A target's name and its body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets, by the names of their folders in `corpus/`.
+pub const TARGETS: [Target; 10] = [
+    ("chap_values", chap_values),
+    ("login", login),
+    ("nbd_options", nbd_options),
+    ("nbd_requests", nbd_requests),
+    ("pdu_headers", pdu_headers),
+    ("scsi_data", scsi_data),
+    ("sendtargets", sendtargets),
+    ("sense", sense),
+    ("session", session),
+    ("text_keys", text_keys),
+];
+
+/// One header: what is understood survives a round trip.
+pub fn pdu_headers(data: &[u8]) {
+    let Some(bhs) = data.first_chunk::<BHS_BYTES>() else { return };
+    assert!(ahs_bytes(bhs) <= 255 * 4);
+    assert!(data_segment_bytes(bhs) < 1 << 24);
+    if let Ok(parsed) = FromTarget::parse(bhs) {
+        assert_eq!(FromTarget::parse(&emit(&parsed)), Ok(parsed));
+    }
+}
+
+/// The text of a login or text PDU.
+pub fn text_keys(data: &[u8]) {
+    let Ok(pairs) = text_keys::parse(data) else { return };
+    let mut again = Vec::new();
+    for (key, value) in &pairs {
+        text_keys::emit(&mut again, key, value);
+    }
+    assert_eq!(text_keys::parse(&again), Ok(pairs));
+}
+
+/// Three lines: `CHAP_A`, `CHAP_I`, `CHAP_C`.
+pub fn chap_values(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut lines = text.splitn(3, '\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let (algorithm, identifier, challenge) = (line(), line(), line());
+    if let Some(bytes) = binary::parse(challenge) {
+        assert_eq!(binary::parse(&binary::to_hex(&bytes)), Some(bytes));
+    }
+    if let Ok(challenge) = Challenge::parse(algorithm, identifier, challenge) {
+        // RFC 7143 §12.1.3: MD5 is 16 bytes, "0x" and two digits a byte.
+        assert_eq!(challenge.response(&credentials()).len(), 34);
+    }
+}
+
+/// A target's side of a login with CHAP, PDU after PDU.
+pub fn login(data: &[u8]) {
+    let mut params = params();
+    params.chap = Some(credentials());
+    let Ok(mut login) = Login::new(&params, CmdSn(1)) else { return };
+    for (bhs, text) in Pdus(data) {
+        while login.poll_transmit().is_some() {}
+        match login.handle_response(&bhs, text) {
+            Ok(LoginStep::Continue) => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+/// A target's side of a discovery session, PDU after PDU.
+pub fn sendtargets(data: &[u8]) {
+    let mut discovery = Discovery::new(params().portal, &established(true));
+    for (bhs, text) in Pdus(data) {
+        while discovery.poll_transmit().is_some() {}
+        match discovery.handle_pdu(&bhs, text) {
+            Ok(DiscoveryStep::Found(found)) => {
+                assert!(found.targets.iter().all(|target| !target.portals.is_empty()));
+            }
+            Ok(DiscoveryStep::Continue) => {}
+            Ok(DiscoveryStep::Ended) | Err(_) => return,
+        }
+    }
+}
+
+/// A target's side of a session with a read and a write under way. The initiator task tag 0 or 1 of the input stands
+/// for the tag of the read or the write: a fuzzer does not guess 32 bits.
+pub fn session(data: &[u8]) {
+    let begin = Instant::now();
+    let settings = Settings {
+        tasks: 4,
+        noop_interval: Duration::from_secs(5),
+        noop_timeout: Duration::from_secs(10),
+    };
+    let mut session = Session::new(&established(false), settings, begin);
+    let read = Cdb::read_16(Lba(0), Blocks(READ_BYTES / 512)).0;
+    let write = Cdb::write_16(Lba(0), Blocks(WRITE_BYTES / 512), false).0;
+    let lun = LunAddress::from_number(1).0;
+    let slots = [
+        session.submit(lun, read, Direction::Read(READ_BYTES)),
+        session.submit(lun, write, Direction::Write(WRITE_BYTES)),
+    ];
+    let mut tags = Vec::new();
+    let mut ended = 0;
+    for (mut bhs, segment) in Pdus(data) {
+        while let Some(transmit) = session.poll_transmit() {
+            // Opcode 01h: a SCSI command.
+            if transmit.header[0] & 0x3F == 0x01 {
+                tags.push(transmit.header[ITT].to_vec());
+            }
+        }
+        if let [0, 0, 0, which @ (0 | 1)] = bhs[ITT]
+            && let Some(tag) = tags.get(usize::from(which))
+        {
+            bhs[ITT].copy_from_slice(tag);
+        }
+        let Ok(placement) = session.handle_header(&bhs, begin) else { return };
+        let own = match placement {
+            Placement::Task { slot, offset, bytes, .. } => {
+                assert_eq!(Some(slot), slots[0], "data comes for the read only");
+                assert!(u64::from(offset) + u64::from(bytes) <= u64::from(READ_BYTES));
+                &[][..]
+            }
+            Placement::Own { .. } => segment,
+        };
+        match session.handle_segment(own) {
+            Ok(Some(Event::Completed(_))) => {
+                ended += 1;
+                assert!(ended <= 2, "a command ended twice");
+            }
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Sense data of both formats.
+pub fn sense(data: &[u8]) {
+    if let Some(sense) = Sense::parse(data) {
+        assert!(sense.to_string().is_ascii());
+    }
+}
+
+/// Answers to INQUIRY, READ CAPACITY(16), MODE SENSE and REPORT LUNS.
+pub fn scsi_data(data: &[u8]) {
+    if let Ok(inquiry) = Inquiry::parse(data) {
+        assert!(inquiry.vendor.is_ascii() && inquiry.product.is_ascii());
+    }
+    if let Ok(capacity) = Capacity::parse(data) {
+        assert!(i64::try_from(capacity.bytes().0).is_ok());
+    }
+    let _ = ModeParameters::parse_6(data);
+    let _ = ModeParameters::parse_10(data);
+    if let Ok(luns) = iscsi::scsi::lun::parse_report_luns(data) {
+        assert!(luns.len() <= data.len() / 8);
+    }
+    let _ = vpd::parse_supported_pages(data);
+    let _ = vpd::parse_serial(data);
+    for designator in vpd::parse_designators(data).unwrap_or_default() {
+        assert!(designator.to_string().is_ascii());
+    }
+    let _ = BlockLimits::parse(data);
+    let _ = BlockCharacteristics::parse(data);
+    let _ = Provisioning::parse(data);
+}
+
+/// An NBD client's side of the handshake. The first byte says how the rest is cut into pieces.
+pub fn nbd_options(data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else { return };
+    let mut handshake = Handshake::new();
+    let mut waiting = Vec::new();
+    for piece in data.chunks(usize::from(*cut) + 1) {
+        waiting.extend_from_slice(piece);
+        loop {
+            let Ok((used, progress)) = handshake.handle_input(&waiting) else { return };
+            waiting.drain(..used);
+            // An answer never grows with what was asked for: the longest text of the protocol bounds it.
+            assert!(handshake.poll_output().len() <= (data.len() + 1) * 4096);
+            match progress {
+                Progress::NeedInput => break,
+                Progress::OpenExport => {
+                    let opened = if waiting.len().is_multiple_of(2) {
+                        Ok(&GEOMETRY)
+                    } else {
+                        Err("there is no such export")
+                    };
+                    if handshake.handle_export(opened).is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// An NBD client's side of the transmission phase. The first byte says which answers the backend gives.
+pub fn nbd_requests(data: &[u8]) {
+    let Some((mode, mut data)) = data.split_first() else { return };
+    let mut transmission = Transmission::new(&GEOMETRY);
+    let mut under_way = Vec::new();
+    loop {
+        let Ok((used, step)) = transmission.handle_input(data) else { return };
+        data = &data[used..];
+        match step {
+            Step::NeedInput | Step::Disconnect => break,
+            Step::Full => {
+                let Some(first) = under_way.pop() else { panic!("full with nothing under way") };
+                complete(&mut transmission, first, *mode);
+            }
+            Step::Submit(accepted) => {
+                check_range(accepted.command);
+                under_way.push(accepted);
+            }
+            Step::Payload(accepted) => {
+                check_range(accepted.command);
+                let Command::Write { len, .. } = accepted.command else {
+                    panic!("only a write has a payload")
+                };
+                let Some(rest) = usize::try_from(len).ok().and_then(|len| data.get(len..)) else {
+                    transmission.abandon_payload();
+                    break;
+                };
+                data = rest;
+                under_way.push(transmission.handle_payload());
+            }
+            Step::Reply(_) => {}
+        }
+    }
+    for accepted in under_way {
+        complete(&mut transmission, accepted, *mode);
+    }
+    assert_eq!(transmission.in_flight(), 0);
+}
+
+/// Ends a request, all its parts.
+fn complete(
+    transmission: &mut Transmission,
+    accepted: cinder_nbd::nbd::transmission::Accepted,
+    mode: u8,
+) {
+    let mut accepted = accepted;
+    loop {
+        let bytes = match accepted.command {
+            Command::Read { len, .. } => usize::try_from(len).unwrap_or_default(),
+            _ => 0,
+        };
+        let result = match mode % 3 {
+            0 => Err(cinder_nbd::block::ErrorKind::Io),
+            _ => Ok(bytes),
+        };
+        let sent = result.map_or(0, |bytes| bytes);
+        match transmission.handle_completion(accepted.token, result) {
+            Next::Submit(next) => {
+                check_range(next.command);
+                accepted = next;
+            }
+            Next::Reply(_) => {
+                transmission.handle_sent(sent);
+                return;
+            }
+        }
+    }
+}
+
+/// What reaches the backend lies on the device and is whole blocks.
+fn check_range(command: Command) {
+    let (offset, len) = match command {
+        Command::Flush => return,
+        Command::Read { offset, len }
+        | Command::Write { offset, len, .. }
+        | Command::ZeroFill { offset, len, .. }
+        | Command::Trim { offset, len }
+        | Command::WriteZeroes { offset, len, .. } => (offset, u64::from(len)),
+    };
+    assert!(offset + len <= GEOMETRY.size_bytes);
+    assert!((offset | len).is_multiple_of(u64::from(GEOMETRY.block_bytes)));
+}
+
+/// Input as PDUs: 48 bytes of header, then as much of its data segment as is there, without padding.
+struct Pdus<'a>(&'a [u8]);
+
+impl<'a> Iterator for Pdus<'a> {
+    type Item = (Bhs, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (bhs, rest) = self.0.split_first_chunk::<BHS_BYTES>()?;
+        let told = usize::try_from(data_segment_bytes(bhs)).unwrap_or(usize::MAX);
+        let (segment, rest) = rest.split_at(told.min(rest.len()));
+        self.0 = rest;
+        // A driver hands over whole segments only.
+        let mut bhs = *bhs;
+        iscsi::wire::header::set_data_segment_bytes(
+            &mut bhs,
+            u32::try_from(segment.len()).unwrap_or(u32::MAX),
+        );
+        Some((bhs, segment))
+    }
+}
+
+fn emit(parsed: &FromTarget) -> Bhs {
+    match parsed {
+        FromTarget::NopIn(pdu) => pdu.emit(),
+        FromTarget::ScsiResponse(pdu) => pdu.emit(),
+        FromTarget::TaskManagementResponse(pdu) => pdu.emit(),
+        FromTarget::LoginResponse(pdu) => pdu.emit(),
+        FromTarget::TextResponse(pdu) => pdu.emit(),
+        FromTarget::DataIn(pdu) => pdu.emit(),
+        FromTarget::LogoutResponse(pdu) => pdu.emit(),
+        FromTarget::R2t(pdu) => pdu.emit(),
+        FromTarget::AsyncMessage(pdu) => pdu.emit(),
+        FromTarget::Reject(pdu) => pdu.emit(),
+    }
+}
+
+fn credentials() -> ChapCredentials {
+    ChapCredentials {
+        name: "user".to_owned(),
+        secret: Secret::new("a-secret-of-16-b".to_owned()),
+    }
+}
+
+fn params() -> SessionParams {
+    let portal = "192.0.2.1:3260".parse().expect("a legal portal");
+    let name = "iqn.2026-11.org.cinder-nbd:fuzz".parse().expect("a legal name");
+    let mut params = SessionParams::new(portal, name, Isid::random([1, 2, 3], 4));
+    params.target_name = Some("iqn.2026-11.test:target".parse().expect("a legal name"));
+    params
+}
+
+fn established(is_discovery: bool) -> Established {
+    Established {
+        agreed: Negotiation::new(is_discovery).finish().expect("the defaults agree"),
+        tsih: 1,
+        cmd_sn: CmdSn(7),
+        exp_stat_sn: StatSn(100),
+        numbers: ResponseNumbers {
+            stat_sn: StatSn(99),
+            exp_cmd_sn: CmdSn(7),
+            max_cmd_sn: CmdSn(38),
+        },
+    }
+}
+
+/// Where every header has its initiator task tag.
+const ITT: std::ops::Range<usize> = 16..20;
+const READ_BYTES: u32 = 8192;
+const WRITE_BYTES: u32 = 131_072;
+
+const GEOMETRY: Geometry = Geometry {
+    size_bytes: 1 << 20,
+    block_bytes: 512,
+    physical_block_bytes: 4096,
+    preferred_bytes: 4096,
+    request_bytes_max: 1 << 16,
+    read_only: false,
+    write_cache: true,
+    can_trim: true,
+    can_write_zeroes: false,
+    rotational: false,
+};

@@ -1,0 +1,8 @@
+//! The command line from outside: the built program, its exit codes, its one line, and what it leaves behind.
+//!
+//! One test program for all verbs, so that they share `bed`.
+
+mod bed;
+mod cloud;
+mod target;
+mod usage;
