@@ -25,7 +25,7 @@ pub(crate) async fn play(program: &Path) -> Result<()> {
     let bed = step(
         "a Keystone, a Cinder and an iSCSI target, in this process:",
         Bed::start(),
-        |bed| bed.describe(),
+        Bed::describe,
     )
     .await?;
     let daemon = step(
@@ -51,7 +51,7 @@ pub(crate) async fn play(program: &Path) -> Result<()> {
     let empty = async {
         bed.nothing_left().await?;
         before.nothing_new(&path)?;
-        bed.stop().await;
+        drop(bed);
         dir.close().context("remove the demo's folder")?;
         ensure!(!path.exists(), "{} is still there", path.display());
         Ok(())
