@@ -1,7 +1,8 @@
 //! The daemon on a kernel that has nbd: what only real devices, mounts and namespaces can show.
 //!
-//! Where the kernel has none these tests say so and end; the VM bed runs them where it has one, with
-//! `CINDER_NBD_IN_VM` set, and then its absence is a failure. `CINDER_NBD_PROGRAM` names the program there.
+//! Where the kernel has none these tests say so and end; the VM bed runs them where it has one,
+//! with `CINDER_NBD_IN_VM` set, and then its absence is a failure. `CINDER_NBD_PROGRAM` names the
+//! program there.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -106,7 +107,8 @@ fn connected_devices() -> Vec<PathBuf> {
         .collect()
 }
 
-/// A process in a mount namespace of its own that holds the filesystem elsewhere, as a container does.
+/// A process in a mount namespace of its own that holds the filesystem elsewhere, as a container
+/// does.
 struct Holder(Child);
 
 impl Holder {
