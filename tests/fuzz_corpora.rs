@@ -1,7 +1,10 @@
 //! Replays the committed corpora of `fuzz/` with every ordinary test run: each input, each of its beginnings, and
 //! each with single bits turned over. No libFuzzer is needed; a found input becomes a file in its corpus.
 
-#[expect(unreachable_pub, reason = "cargo-fuzz includes the same file as a library")]
+#[expect(
+    unreachable_pub,
+    reason = "cargo-fuzz includes the same file as a library"
+)]
 #[path = "../fuzz/src/lib.rs"]
 mod bodies;
 
@@ -9,11 +12,18 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 fn inputs(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(name);
     let entries = std::fs::read_dir(&folder).expect("each target has a corpus");
     let mut inputs: Vec<_> = entries
         .map(|entry| entry.expect("the folder can be read").path())
-        .map(|path| (path.clone(), std::fs::read(&path).expect("the input can be read")))
+        .map(|path| {
+            (
+                path.clone(),
+                std::fs::read(&path).expect("the input can be read"),
+            )
+        })
         .collect();
     inputs.sort();
     inputs
@@ -31,7 +41,13 @@ fn every_target_has_a_folder_and_every_folder_a_target() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut folders: Vec<String> = std::fs::read_dir(corpus)
         .expect("the corpora are committed")
-        .map(|entry| entry.expect("it can be read").file_name().into_string().expect("ASCII"))
+        .map(|entry| {
+            entry
+                .expect("it can be read")
+                .file_name()
+                .into_string()
+                .expect("ASCII")
+        })
         .collect();
     folders.sort();
     let names: Vec<&str> = bodies::TARGETS.iter().map(|(name, _)| *name).collect();

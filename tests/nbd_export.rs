@@ -25,7 +25,10 @@ fn nbdinfo_sees_what_the_backend_can_do() {
     let entry = &info["exports"][0];
     for (key, expected) in [
         ("export-name", Value::from("")),
-        ("description", Value::from("block device served by cinder-nbd")),
+        (
+            "description",
+            Value::from("block device served by cinder-nbd"),
+        ),
         ("export-size", Value::from(16 * MIB)),
         ("is_read_only", Value::from(false)),
         ("is_rotational", Value::from(false)),
@@ -43,12 +46,20 @@ fn nbdinfo_sees_what_the_backend_can_do() {
     ] {
         assert_eq!(entry[key], expected, "{key}");
     }
-    let list: Value = serde_json::from_str(&run_ok("nbdinfo", &["--json", "--list", &uri])).unwrap();
+    let list: Value =
+        serde_json::from_str(&run_ok("nbdinfo", &["--json", "--list", &uri])).unwrap();
     assert_eq!(list["exports"].as_array().unwrap().len(), 1);
-    assert_eq!(run_ok("nbdinfo", &["--size", &uri]).trim(), (16 * MIB).to_string());
-    for (question, status) in
-        [("connect", 0), ("write", 0), ("multi-conn", 0), ("structured-reply", 2), ("cache", 2)]
-    {
+    assert_eq!(
+        run_ok("nbdinfo", &["--size", &uri]).trim(),
+        (16 * MIB).to_string()
+    );
+    for (question, status) in [
+        ("connect", 0),
+        ("write", 0),
+        ("multi-conn", 0),
+        ("structured-reply", 2),
+        ("cache", 2),
+    ] {
         let output = run("nbdinfo", &["--can", question, &uri]);
         assert_eq!(output.status.code(), Some(status), "can {question}");
     }
@@ -62,13 +73,16 @@ fn a_read_only_export_offers_nothing_that_writes() {
         geometry.rotational = true;
     });
     let export = Export::of(&medium);
-    let info: Value =
-        serde_json::from_str(&run_ok("nbdinfo", &["--json", &export.uri()])).unwrap();
+    let info: Value = serde_json::from_str(&run_ok("nbdinfo", &["--json", &export.uri()])).unwrap();
     let entry = &info["exports"][0];
     assert_eq!(entry["is_read_only"], true);
     assert_eq!(entry["is_rotational"], true);
     assert_eq!(entry["can_trim"], false);
-    assert!(!run("nbdcopy", &["/etc/hostname", &export.uri()]).status.success());
+    assert!(
+        !run("nbdcopy", &["/etc/hostname", &export.uri()])
+            .status
+            .success()
+    );
     export.stop();
     assert_eq!(medium.counts().flushes, 0, "there was nothing to flush");
 }
@@ -76,19 +90,34 @@ fn a_read_only_export_offers_nothing_that_writes() {
 #[test]
 fn nbdcopy_in_and_out_gives_the_same_image() {
     let directory = tempfile::tempdir().unwrap();
-    let (source, copy) = (directory.path().join("source"), directory.path().join("copy"));
+    let (source, copy) = (
+        directory.path().join("source"),
+        directory.path().join("copy"),
+    );
     let mut image = random_bytes(96 * MIB, 1);
     image[20 * MIB..40 * MIB].fill(0);
     std::fs::write(&source, &image).unwrap();
     let medium = Medium::new(image.len());
     let export = Export::of(&medium);
-    run_ok("nbdcopy", &["--flush", source.to_str().unwrap(), &export.uri()]);
-    assert!(medium.bytes(0..image.len()) == image, "what arrived is what was sent");
+    run_ok(
+        "nbdcopy",
+        &["--flush", source.to_str().unwrap(), &export.uri()],
+    );
+    assert!(
+        medium.bytes(0..image.len()) == image,
+        "what arrived is what was sent"
+    );
     run_ok("nbdcopy", &[&export.uri(), copy.to_str().unwrap()]);
-    assert!(std::fs::read(&copy).unwrap() == image, "what came back is what was sent");
+    assert!(
+        std::fs::read(&copy).unwrap() == image,
+        "what came back is what was sent"
+    );
     export.stop();
     let counts = medium.counts();
-    assert!(counts.opened >= 4, "nbdcopy uses several connections: {counts:?}");
+    assert!(
+        counts.opened >= 4,
+        "nbdcopy uses several connections: {counts:?}"
+    );
     assert_eq!(counts.opened, counts.closed);
     assert!(counts.flushes > 0);
 }
@@ -101,13 +130,22 @@ fn qemu_img_reads_and_compares() {
     let medium = Medium::new(8 * MIB);
     let export = Export::of(&medium);
     let (file, uri) = (source.to_str().unwrap(), export.uri());
-    run_ok("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", file, &uri]);
+    run_ok(
+        "qemu-img",
+        &["convert", "-n", "-f", "raw", "-O", "raw", file, &uri],
+    );
     let info: Value =
         serde_json::from_str(&run_ok("qemu-img", &["info", "--output=json", &uri])).unwrap();
     assert_eq!(info["virtual-size"], 8 * MIB);
-    run_ok("qemu-img", &["compare", "-f", "raw", "-F", "raw", file, &uri]);
+    run_ok(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", file, &uri],
+    );
     medium.fill(5 * MIB, b"changed");
-    let output = run("qemu-img", &["compare", "-f", "raw", "-F", "raw", file, &uri]);
+    let output = run(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", file, &uri],
+    );
     assert_eq!(output.status.code(), Some(1), "a difference is seen");
     export.stop();
 }
@@ -115,7 +153,9 @@ fn qemu_img_reads_and_compares() {
 #[test]
 fn qemu_io_writes_zeroes_trims_and_flushes() {
     for can_write_zeroes in [true, false] {
-        let medium = Medium::with(8 * MIB, |geometry| geometry.can_write_zeroes = can_write_zeroes);
+        let medium = Medium::with(8 * MIB, |geometry| {
+            geometry.can_write_zeroes = can_write_zeroes
+        });
         let export = Export::of(&medium);
         let script = [
             "aio_write -P 0x11 0 1M",
@@ -136,13 +176,21 @@ fn qemu_io_writes_zeroes_trims_and_flushes() {
         ];
         let uri = export.uri();
         let mut arguments = vec!["-f", "raw"];
-        script.iter().for_each(|line| arguments.extend(["-c", line]));
+        script
+            .iter()
+            .for_each(|line| arguments.extend(["-c", line]));
         arguments.push(&uri);
         let output = run_ok("qemu-io", &arguments);
-        assert!(!output.contains("verification failed") && !output.contains("error"), "{output}");
+        assert!(
+            !output.contains("verification failed") && !output.contains("error"),
+            "{output}"
+        );
         export.stop();
         let counts = medium.counts();
-        assert!(counts.fua >= 1 && counts.flushes >= 2 && counts.trims == 1, "{counts:?}");
+        assert!(
+            counts.fua >= 1 && counts.flushes >= 2 && counts.trims == 1,
+            "{counts:?}"
+        );
         assert_eq!(counts.zeroes > 0, can_write_zeroes, "{counts:?}");
     }
 }
@@ -246,7 +294,10 @@ fn fio_verifies_mixed_sizes_over_several_connections() {
         let text = run_ok("fio", &arguments);
         let report: Value = serde_json::from_str(&text[text.find('{').unwrap()..]).unwrap();
         assert_eq!(report["jobs"][0]["error"], 0, "{job:?}");
-        assert!(report["jobs"][0]["read"]["total_ios"].as_u64().unwrap() > 0, "{job:?}");
+        assert!(
+            report["jobs"][0]["read"]["total_ios"].as_u64().unwrap() > 0,
+            "{job:?}"
+        );
     }
     export.stop();
 }
@@ -256,7 +307,18 @@ fn blocks_of_4096_bytes_are_kept_to() {
     let medium = Medium::with(MIB, |geometry| geometry.block_bytes = 4096);
     let export = Export::of(&medium);
     let uri = export.uri();
-    run_ok("qemu-io", &["-f", "raw", "-c", "write -P 9 4k 8k", "-c", "read -P 9 4k 8k", &uri]);
+    run_ok(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -P 9 4k 8k",
+            "-c",
+            "read -P 9 4k 8k",
+            &uri,
+        ],
+    );
     let info: Value = serde_json::from_str(&run_ok("nbdinfo", &["--json", &uri])).unwrap();
     assert_eq!(info["exports"][0]["block_size_minimum"], 4096);
     export.stop();
@@ -270,12 +332,18 @@ fn a_failure_to_open_is_told_to_the_client() {
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let open = || async { Err::<nbd_bed::MemoryBackend, _>("the target is closed".into()) };
         runtime.block_on(cinder_nbd::nbd::serve_export(options, open, token))
     });
     wait_for("the socket", || socket.exists());
-    let output = run("nbdinfo", &[&format!("nbd+unix:///?socket={}", socket.display())]);
+    let output = run(
+        "nbdinfo",
+        &[&format!("nbd+unix:///?socket={}", socket.display())],
+    );
     assert!(!output.status.success());
     let mut client = connect(&socket);
     client.write_all(&go()).unwrap();
@@ -292,14 +360,19 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let options = ExportOptions::new(&export.socket);
     let error = serve(options, Medium::new(MIB), CancellationToken::new()).unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
-    assert_eq!(error.to_string(), format!("cannot listen on {}", export.socket.display()));
+    assert_eq!(
+        error.to_string(),
+        format!("cannot listen on {}", export.socket.display())
+    );
     assert!(source.contains("another process"), "{source}");
     run_ok("nbdinfo", &["--size", &export.uri()]);
 
     let directory = tempfile::tempdir().unwrap();
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-    let second = Export::with(&Medium::new(MIB), |options| options.socket.clone_from(&stale));
+    let second = Export::with(&Medium::new(MIB), |options| {
+        options.socket.clone_from(&stale)
+    });
     wait_for("the new socket", || UnixStream::connect(&stale).is_ok());
     drop(second);
     export.stop();
@@ -312,7 +385,9 @@ fn connections_beyond_the_limit_are_closed_at_once() {
     let first = transmission(&export);
     let second = transmission(&export);
     let mut third = UnixStream::connect(&export.socket).unwrap();
-    third.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    third
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     assert_eq!(third.read(&mut [0; 18]).unwrap(), 0);
     drop(first);
     wait_for("the first to be gone", || medium.counts().closed == 1);
@@ -329,7 +404,10 @@ fn an_old_client_gets_its_zeroes() {
     let medium = Medium::new(MIB);
     let export = Export::of(&medium);
     let mut client = connect_with(&export.socket, 0);
-    let name = OptionHeader { option: option::EXPORT_NAME, length: 0 };
+    let name = OptionHeader {
+        option: option::EXPORT_NAME,
+        length: 0,
+    };
     client.write_all(&name.emit()).unwrap();
     let mut answer = [0xff; 134];
     client.read_exact(&mut answer).unwrap();
@@ -355,11 +433,18 @@ fn requests_in_flight_are_answered_on_shutdown_and_later_ones_are_not_taken() {
     let mut cookies = [answer_to_any(&mut client), answer_to_any(&mut client)];
     cookies.sort_unstable();
     assert_eq!(cookies, [(0, 1), (0, 2)]);
-    assert_eq!(client.read(&mut [0; 16]).unwrap(), 0, "then the connection ends");
+    assert_eq!(
+        client.read(&mut [0; 16]).unwrap(),
+        0,
+        "then the connection ends"
+    );
     export.stop();
     let counts = medium.counts();
     assert_eq!((counts.opened, counts.closed), (1, 1));
-    assert_eq!(counts.flushes, 2, "the client's, and the last one of the lane");
+    assert_eq!(
+        counts.flushes, 2,
+        "the client's, and the last one of the lane"
+    );
 }
 
 #[test]
@@ -368,11 +453,25 @@ fn a_client_that_vanishes_does_not_take_its_writes_with_it() {
     let export = Export::of(&medium);
     let mut client = transmission(&export);
     medium.hold(true);
-    let write = Request { flags: 0, command: command::WRITE, cookie: 7, offset: 512, length: 512 };
-    client.write_all(&[&write.emit()[..], &[0xab; 512]].concat()).unwrap();
+    let write = Request {
+        flags: 0,
+        command: command::WRITE,
+        cookie: 7,
+        offset: 512,
+        length: 512,
+    };
+    client
+        .write_all(&[&write.emit()[..], &[0xab; 512]].concat())
+        .unwrap();
     // A second write that never becomes complete must leave no trace.
-    let torn = Request { cookie: 8, offset: 4096, ..write };
-    client.write_all(&[&torn.emit()[..], &[0xcd; 300]].concat()).unwrap();
+    let torn = Request {
+        cookie: 8,
+        offset: 4096,
+        ..write
+    };
+    client
+        .write_all(&[&torn.emit()[..], &[0xcd; 300]].concat())
+        .unwrap();
     std::thread::sleep(Duration::from_millis(50));
     drop(client);
     std::thread::sleep(Duration::from_millis(50));
@@ -418,7 +517,10 @@ fn a_flood_of_requests_that_nobody_reads_is_held_back_and_then_answered() {
     for _ in 0..600 {
         let (error, cookie) = answer_to(&mut client, 128 << 10);
         assert_eq!(error, 0);
-        assert!(!std::mem::replace(&mut seen[usize::try_from(cookie).unwrap()], true));
+        assert!(!std::mem::replace(
+            &mut seen[usize::try_from(cookie).unwrap()],
+            true
+        ));
     }
     sender.join().unwrap();
     export.stop();
@@ -429,7 +531,11 @@ fn failures_of_the_backend_reach_the_client_and_the_connection_stays() {
     let medium = Medium::new(MIB);
     let export = Export::of(&medium);
     let mut client = transmission(&export);
-    for (kind, errno) in [(ErrorKind::Io, 5), (ErrorKind::NoSpace, 28), (ErrorKind::Shutdown, 108)] {
+    for (kind, errno) in [
+        (ErrorKind::Io, 5),
+        (ErrorKind::NoSpace, 28),
+        (ErrorKind::Shutdown, 108),
+    ] {
         medium.fail(Some(kind));
         ask(&mut client, command::READ, 3, 512);
         assert_eq!(answer_to(&mut client, 0), (errno, 3));
@@ -447,8 +553,12 @@ fn connect(socket: &std::path::Path) -> UnixStream {
 
 fn connect_with(socket: &std::path::Path, flags: u32) -> UnixStream {
     let mut client = UnixStream::connect(socket).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    client.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    client
+        .set_write_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     let mut greeting = [0; wire::GREETING_BYTES];
     client.read_exact(&mut greeting).unwrap();
     assert_eq!(greeting, wire::greeting(3));
@@ -457,7 +567,15 @@ fn connect_with(socket: &std::path::Path, flags: u32) -> UnixStream {
 }
 
 fn go() -> Vec<u8> {
-    [&OptionHeader { option: option::GO, length: 6 }.emit()[..], &[0; 6]].concat()
+    [
+        &OptionHeader {
+            option: option::GO,
+            length: 6,
+        }
+        .emit()[..],
+        &[0; 6],
+    ]
+    .concat()
 }
 
 /// A client in its transmission phase.
@@ -472,7 +590,13 @@ fn transmission(export: &Export) -> UnixStream {
 }
 
 fn ask(client: &mut UnixStream, command: u16, cookie: u64, length: u32) {
-    let request = Request { flags: 0, command, cookie, offset: 0, length };
+    let request = Request {
+        flags: 0,
+        command,
+        cookie,
+        offset: 0,
+        length,
+    };
     client.write_all(&request.emit()).unwrap();
 }
 

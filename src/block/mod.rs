@@ -124,11 +124,11 @@ impl ErrorKind {
     pub const fn errno(self) -> u32 {
         // proto.md: Error values.
         match self {
-            Self::ReadOnly => 1,                                      // EPERM
-            Self::Io => 5,                                            // EIO
+            Self::ReadOnly => 1,                                        // EPERM
+            Self::Io => 5,                                              // EIO
             Self::OutOfRange | Self::Unsupported | Self::Invalid => 22, // EINVAL
-            Self::NoSpace => 28,                                      // ENOSPC
-            Self::Shutdown => 108,                                    // ESHUTDOWN
+            Self::NoSpace => 28,                                        // ENOSPC
+            Self::Shutdown => 108,                                      // ESHUTDOWN
         }
     }
 }
@@ -178,7 +178,10 @@ mod tests {
                 | ErrorKind::Shutdown => {}
             }
             assert_eq!(kind.errno(), errno, "{kind:?}");
-            assert!([1, 5, 12, 22, 28, 75, 95, 108].contains(&kind.errno()), "{kind:?}");
+            assert!(
+                [1, 5, 12, 22, 28, 75, 95, 108].contains(&kind.errno()),
+                "{kind:?}"
+            );
         }
     }
 }

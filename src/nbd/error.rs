@@ -15,9 +15,7 @@ pub enum Error {
     )]
     NoDriver,
     /// The right to configure devices is missing.
-    #[error(
-        "the nbd driver needs CAP_SYS_ADMIN in the initial user namespace: run as root"
-    )]
+    #[error("the nbd driver needs CAP_SYS_ADMIN in the initial user namespace: run as root")]
     NotPermitted,
     /// The export's socket cannot be made.
     #[error("cannot listen on {}", socket.display())]
@@ -40,7 +38,9 @@ pub enum Error {
     #[error("a kernel device needs at least one lane")]
     NoLanes,
     /// The lanes do not agree.
-    #[error("the lanes of one device have different geometries: their sessions do not reach the same volume")]
+    #[error(
+        "the lanes of one device have different geometries: their sessions do not reach the same volume"
+    )]
     Geometry,
     /// The driver cannot show blocks of this size.
     #[error(
@@ -62,7 +62,9 @@ pub enum Error {
         source: netlink::Error,
     },
     /// The kernel did not answer.
-    #[error("the kernel did not {doing} within {seconds} s: look for blocked I/O in the kernel's log")]
+    #[error(
+        "the kernel did not {doing} within {seconds} s: look for blocked I/O in the kernel's log"
+    )]
     Deadline {
         /// What was asked of it.
         doing: &'static str,

@@ -53,7 +53,10 @@ pub struct ExportOptions {
 impl ExportOptions {
     /// The defaults, on this socket.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), connections_max: 16 }
+        Self {
+            socket: socket.into(),
+            connections_max: 16,
+        }
     }
 }
 
@@ -81,7 +84,10 @@ where
     F: Future<Output = Result<B, OpenError>> + Send,
     O: Fn() -> F + Send + Sync + 'static,
 {
-    let failed = |source| Error::Listen { socket: options.socket.clone(), source };
+    let failed = |source| Error::Listen {
+        socket: options.socket.clone(),
+        source,
+    };
     let listener = listener::bind(&options.socket, 0o600).map_err(failed)?;
     let name = SocketName::of(&options.socket).map_err(failed)?;
     let listener = UnixListener::from_std(listener).map_err(failed)?;
@@ -103,7 +109,10 @@ where
             }
         };
         if clients.len() >= options.connections_max {
-            tracing::warn!("a client was turned away: {} connections are open", clients.len());
+            tracing::warn!(
+                "a client was turned away: {} connections are open",
+                clients.len()
+            );
             continue;
         }
         number += 1;
@@ -127,7 +136,10 @@ struct SocketName {
 impl SocketName {
     fn of(path: &Path) -> io::Result<Self> {
         let metadata = path.symlink_metadata()?;
-        Ok(Self { path: path.to_owned(), inode: (metadata.dev(), metadata.ino()) })
+        Ok(Self {
+            path: path.to_owned(),
+            inode: (metadata.dev(), metadata.ino()),
+        })
     }
 
     fn remove(&self) {

@@ -231,7 +231,11 @@ impl Handshake {
             | option::GO
             | option::STRUCTURED_REPLY => {
                 if length > OPTION_BYTES_MAX {
-                    self.reply(option, reply::ERR_TOO_BIG, b"the option's data are too long");
+                    self.reply(
+                        option,
+                        reply::ERR_TOO_BIG,
+                        b"the option's data are too long",
+                    );
                     self.state = State::Skip(length);
                 } else {
                     self.data.clear();
@@ -241,7 +245,11 @@ impl Handshake {
             // STARTTLS, meta contexts, extended headers and whatever comes: this server does not have them.
             // proto.md: Option types, NBD_REP_ERR_UNSUP.
             _ => {
-                self.reply(option, reply::ERR_UNSUP, b"this server does not have that option");
+                self.reply(
+                    option,
+                    reply::ERR_UNSUP,
+                    b"this server does not have that option",
+                );
                 self.state = State::Skip(length);
             }
         }
@@ -281,10 +289,13 @@ impl Handshake {
             self.state = State::AwaitExport(header);
             return Ok(());
         };
-        self.output.extend_from_slice(&geometry.size_bytes.to_be_bytes());
-        self.output.extend_from_slice(&transmission_flags(geometry).to_be_bytes());
+        self.output
+            .extend_from_slice(&geometry.size_bytes.to_be_bytes());
+        self.output
+            .extend_from_slice(&transmission_flags(geometry).to_be_bytes());
         if !self.no_zeroes {
-            self.output.extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
+            self.output
+                .extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
         self.state = State::Transmission;
         Ok(())
@@ -292,7 +303,11 @@ impl Handshake {
 
     fn handle_info(&mut self, header: OptionHeader) {
         let Some(query) = InfoQuery::parse(&self.data) else {
-            self.reply(header.option, reply::ERR_INVALID, b"malformed name or information requests");
+            self.reply(
+                header.option,
+                reply::ERR_INVALID,
+                b"malformed name or information requests",
+            );
             return self.next_option();
         };
         if !query.name.is_empty() {
@@ -337,7 +352,8 @@ impl Handshake {
         // An error's text is a string of the protocol and as such limited.
         let data = &data[..data.len().min(usize_of(STRING_BYTES_MAX))];
         let length = u32::try_from(data.len()).expect("cut to a string's length above");
-        self.output.extend_from_slice(&wire::option_reply(option, kind, length));
+        self.output
+            .extend_from_slice(&wire::option_reply(option, kind, length));
         self.output.extend_from_slice(data);
     }
 }
@@ -363,14 +379,19 @@ impl<'a> InfoQuery<'a> {
     }
 
     fn wants(&self, kind: u16) -> bool {
-        self.kinds.chunks_exact(2).any(|bytes| bytes == kind.to_be_bytes())
+        self.kinds
+            .chunks_exact(2)
+            .any(|bytes| bytes == kind.to_be_bytes())
     }
 }
 
 // proto.md: Block size constraints. Least and preferred are powers of two, the largest a multiple of the least.
 fn block_size_info(geometry: &Geometry) -> Vec<u8> {
     let largest = payload_bytes_max(geometry);
-    let wanted = geometry.preferred_bytes.max(geometry.physical_block_bytes).max(512);
+    let wanted = geometry
+        .preferred_bytes
+        .max(geometry.physical_block_bytes)
+        .max(512);
     // Rounded down to a power of two, so that it never exceeds the largest.
     let preferred = (1 << wanted.min(largest).ilog2()).max(geometry.block_bytes);
     let mut data = info::BLOCK_SIZE.to_be_bytes().to_vec();

@@ -119,11 +119,16 @@ impl KernelDevice {
         identifier: &str,
     ) -> Result<Self, Error> {
         let lanes = backends.len();
-        let backends: Vec<_> =
-            backends.into_iter().map(|backend| std::sync::Mutex::new(Some(backend))).collect();
+        let backends: Vec<_> = backends
+            .into_iter()
+            .map(|backend| std::sync::Mutex::new(Some(backend)))
+            .collect();
         // Each backend is taken once, by its lane; a lock is the safe way to take it out of what is shared.
         let take = move |lane: usize| {
-            let backend = backends[lane].lock().ok().and_then(|mut backend| backend.take());
+            let backend = backends[lane]
+                .lock()
+                .ok()
+                .and_then(|mut backend| backend.take());
             async move { backend.ok_or_else(|| OpenError::from("a backend was taken twice")) }
         };
         Self::connect_with(lanes, take, identifier).await
@@ -158,7 +163,10 @@ impl KernelDevice {
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(index) => Ok(Self { index, lanes: started.threads }),
+            Ok(index) => Ok(Self {
+                index,
+                lanes: started.threads,
+            }),
             Err(error) => {
                 abort.cancel();
                 join(started.threads).await;
@@ -177,15 +185,16 @@ impl KernelDevice {
     pub fn disconnect_stale(identifier: &str) -> Result<(), Error> {
         let doing = "disconnect a device that was left behind";
         let find = || {
-            Sysfs::find(identifier)
-                .map_err(|error| refusal(doing, netlink::Error::NoSocket(error)))
+            Sysfs::find(identifier).map_err(|error| refusal(doing, netlink::Error::NoSocket(error)))
         };
         while let Some(index) = find()? {
             let mut family = match NbdFamily::open() {
                 Err(netlink::Error::NoFamily) => return Ok(()),
                 family => family.map_err(|error| refusal(doing, error))?,
             };
-            family.disconnect(index).map_err(|error| refusal(doing, error))?;
+            family
+                .disconnect(index)
+                .map_err(|error| refusal(doing, error))?;
             wait_until_gone(index)?;
         }
         Ok(())
@@ -249,7 +258,11 @@ impl Lanes {
         F: Future<Output = Result<B, OpenError>> + Send,
         O: Fn(usize) -> F + Send + Sync + 'static,
     {
-        let mut lanes = Self { threads: Vec::new(), kernel_ends: Vec::new(), opened: Vec::new() };
+        let mut lanes = Self {
+            threads: Vec::new(),
+            kernel_ends: Vec::new(),
+            opened: Vec::new(),
+        };
         for number in 0..count {
             // On an error the lanes so far find their sockets closed, and end.
             let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
@@ -280,7 +293,10 @@ impl Lanes {
     async fn geometry(&mut self) -> Result<Geometry, Error> {
         let mut agreed: Option<Geometry> = None;
         for opened in self.opened.drain(..) {
-            let geometry = opened.await.map_err(|_| Error::LaneLost)?.map_err(Error::Backend)?;
+            let geometry = opened
+                .await
+                .map_err(|_| Error::LaneLost)?
+                .map_err(Error::Backend)?;
             if agreed.as_ref().is_some_and(|agreed| *agreed != geometry) {
                 return Err(Error::Geometry);
             }
@@ -328,7 +344,8 @@ async fn attach(
         Ok(index) => {
             let tuned = blocking(move || tune(index, &geometry, &owned)).await;
             if tuned.is_err() {
-                let _ = ask_kernel("disconnect", move || NbdFamily::open()?.disconnect(index)).await;
+                let _ =
+                    ask_kernel("disconnect", move || NbdFamily::open()?.disconnect(index)).await;
             }
             tuned.map(|()| index)
         }
@@ -351,10 +368,19 @@ fn tune(index: u32, geometry: &Geometry, identifier: &str) -> Result<(), Error> 
         if found == expected {
             return Ok(());
         }
-        Err(Error::Settings { device: path_of(index), what, found, expected })
+        Err(Error::Settings {
+            device: path_of(index),
+            what,
+            found,
+            expected,
+        })
     };
     let number = |value: Option<u64>| value.map(|value| value.to_string());
-    check("a size of", number(sysfs.size_bytes()), geometry.size_bytes.to_string())?;
+    check(
+        "a size of",
+        number(sysfs.size_bytes()),
+        geometry.size_bytes.to_string(),
+    )?;
     let block = sysfs.read("queue/logical_block_size");
     check("blocks of", block, geometry.block_bytes.to_string())?;
     check("the backend", sysfs.read("backend"), identifier.to_owned())?;
@@ -362,14 +388,24 @@ fn tune(index: u32, geometry: &Geometry, identifier: &str) -> Result<(), Error> 
     // One queue a lane, served in order by one thread: there is nothing for a scheduler to gain.
     sysfs.write("queue/scheduler", "none");
     let largest_kib = u64::from(payload_bytes_max(geometry)) / 1024;
-    sysfs.write("queue/max_sectors_kb", &largest_kib.min(REQUEST_KIB).to_string());
-    if sysfs.read_number("queue/discard_max_bytes").is_some_and(|bytes| bytes > DISCARD_BYTES) {
+    sysfs.write(
+        "queue/max_sectors_kb",
+        &largest_kib.min(REQUEST_KIB).to_string(),
+    );
+    if sysfs
+        .read_number("queue/discard_max_bytes")
+        .is_some_and(|bytes| bytes > DISCARD_BYTES)
+    {
         sysfs.write("queue/discard_max_bytes", &DISCARD_BYTES.to_string());
     }
     // A hint that failed is slower; this one would be wrong: the lanes refuse what is larger.
     let shown = sysfs.read_number("queue/max_sectors_kb");
     if shown.is_none_or(|shown| shown > largest_kib) {
-        check("requests (KiB) of up to", number(shown), largest_kib.to_string())?;
+        check(
+            "requests (KiB) of up to",
+            number(shown),
+            largest_kib.to_string(),
+        )?;
     }
     wait_for_node(index)
 }
@@ -382,7 +418,10 @@ fn wait_for_node(index: u32) -> Result<(), Error> {
         match blkdev::number(&path) {
             Ok(_) => return Ok(()),
             Err(source) if Instant::now() > deadline => {
-                return Err(Error::Open { device: path, source });
+                return Err(Error::Open {
+                    device: path,
+                    source,
+                });
             }
             Err(_) => std::thread::sleep(LOOK_PAUSE),
         }
@@ -399,7 +438,9 @@ fn secure(index: u32) -> Result<File, Error> {
                 let openers = users::openers(&format!("nbd{index}"), file.as_raw_fd());
                 if openers.is_empty() {
                     let flushed = blkdev::drop_cache(&file);
-                    return flushed.map(|()| file).map_err(|source| Error::Flush { device, source });
+                    return flushed
+                        .map(|()| file)
+                        .map_err(|source| Error::Flush { device, source });
                 }
                 users::in_words(&openers)
             }
@@ -417,14 +458,20 @@ fn open_exclusively(path: &Path) -> io::Result<File> {
     let exclusive =
         i32::try_from(rustix::fs::OFlags::EXCL.bits()).expect("O_EXCL is a small constant");
     // For reading: closing a file that was open for writing would wake udev's watch.
-    OpenOptions::new().read(true).custom_flags(exclusive).open(path)
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(exclusive)
+        .open(path)
 }
 
 /// Best effort, before a disconnect by force.
 fn flush(path: &Path) {
     let flushed = File::open(path).and_then(|file| file.sync_all());
     if let Err(error) = flushed {
-        tracing::warn!("{}: what was not written is given up: {error}", path.display());
+        tracing::warn!(
+            "{}: what was not written is given up: {error}",
+            path.display()
+        );
     }
 }
 
@@ -434,7 +481,10 @@ fn wait_until_gone(index: u32) -> Result<(), Error> {
     while sysfs.is_connected() {
         if Instant::now() > deadline {
             let seconds = KERNEL_TIMEOUT.as_secs();
-            return Err(Error::Deadline { doing: "let go of the device", seconds });
+            return Err(Error::Deadline {
+                doing: "let go of the device",
+                seconds,
+            });
         }
         std::thread::sleep(LOOK_PAUSE);
     }
@@ -461,7 +511,10 @@ where
     match tokio::time::timeout(KERNEL_TIMEOUT, tokio::task::spawn_blocking(ask)).await {
         Ok(Ok(answer)) => answer.map_err(|error| refusal(doing, error)),
         Ok(Err(_)) => Err(Error::LaneLost),
-        Err(_) => Err(Error::Deadline { doing, seconds: KERNEL_TIMEOUT.as_secs() }),
+        Err(_) => Err(Error::Deadline {
+            doing,
+            seconds: KERNEL_TIMEOUT.as_secs(),
+        }),
     }
 }
 
@@ -471,13 +524,21 @@ where
     T: Send + 'static,
     W: FnOnce() -> Result<T, Error> + Send + 'static,
 {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::LaneLost))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(Error::LaneLost))
 }
 
 /// Runs what blocks, and leaves it behind when it takes too long: it ends when the device does.
 async fn give_up_after<W: FnOnce() + Send + 'static>(limit: Duration, work: W) {
-    if tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.is_err() {
-        tracing::warn!("dirty data could not be written in {} s: given up", limit.as_secs());
+    if tokio::time::timeout(limit, tokio::task::spawn_blocking(work))
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            "dirty data could not be written in {} s: given up",
+            limit.as_secs()
+        );
     }
 }
 

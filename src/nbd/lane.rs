@@ -168,7 +168,11 @@ impl<B: Backend> Lane<B> {
     async fn finish(mut self) -> End {
         let geometry = self.backend.geometry();
         if geometry.write_cache && !geometry.read_only {
-            let flush = Request { token: LAST_FLUSH, operation: Operation::Flush, offset: 0 };
+            let flush = Request {
+                token: LAST_FLUSH,
+                operation: Operation::Flush,
+                offset: 0,
+            };
             match self.backend.submit(flush) {
                 Ok(()) => {
                     let completion = poll_fn(|cx| self.backend.poll_completion(cx)).await;
@@ -205,8 +209,9 @@ impl<B: Backend> Lane<B> {
     /// Whether everything is answered; replies that nobody fetches are given up after a while.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.replies.is_empty() {
-            let drain =
-                self.drain.get_or_insert_with(|| Box::pin(tokio::time::sleep(DRAIN_TIMEOUT)));
+            let drain = self
+                .drain
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(DRAIN_TIMEOUT)));
             if drain.as_mut().poll(cx).is_ready() {
                 self.discard_replies();
             }
@@ -218,7 +223,9 @@ impl<B: Backend> Lane<B> {
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         for _ in 0..REQUESTS_MAX {
-            let Poll::Ready(completion) = self.backend.poll_completion(cx) else { break };
+            let Poll::Ready(completion) = self.backend.poll_completion(cx) else {
+                break;
+            };
             moved = true;
             self.complete(completion);
         }
@@ -238,7 +245,11 @@ impl<B: Backend> Lane<B> {
             Next::Submit(accepted) => self.enqueue(accepted, Bytes::new()),
             Next::Reply(header) => {
                 // A failed reply has no data, whatever the backend gave back.
-                let data = if header[4..8] == [0; 4] { data } else { BytesMut::new() };
+                let data = if header[4..8] == [0; 4] {
+                    data
+                } else {
+                    BytesMut::new()
+                };
                 self.reply(header, data);
             }
         }
@@ -286,7 +297,11 @@ impl<B: Backend> Lane<B> {
     fn parse(&mut self) -> bool {
         let mut moved = false;
         self.stalled = false;
-        while self.end.as_ref().is_none_or(|end| matches!(end, End::Shutdown)) {
+        while self
+            .end
+            .as_ref()
+            .is_none_or(|end| matches!(end, End::Shutdown))
+        {
             if let Some(due) = self.due.take_if(|due| due.filled == due.buffer.len()) {
                 let accepted = self.machine.handle_payload();
                 self.enqueue(accepted, due.buffer.freeze());
@@ -354,18 +369,27 @@ impl<B: Backend> Lane<B> {
             }
             Command::Flush => (0, Operation::Flush),
             Command::Trim { offset, len } => (offset, Operation::Trim { len }),
-            Command::WriteZeroes { offset, len, no_hole, fua } => {
-                (offset, Operation::WriteZeroes { len, no_hole, fua })
-            }
+            Command::WriteZeroes {
+                offset,
+                len,
+                no_hole,
+                fua,
+            } => (offset, Operation::WriteZeroes { len, no_hole, fua }),
         };
         let token = u64::try_from(token).expect("tokens are below REQUESTS_MAX");
-        self.pending.push_back(Request { token, operation, offset });
+        self.pending.push_back(Request {
+            token,
+            operation,
+            offset,
+        });
     }
 
     fn submit(&mut self) -> bool {
         let mut moved = false;
         while self.backend.free_slots() > 0 {
-            let Some(request) = self.pending.pop_front() else { break };
+            let Some(request) = self.pending.pop_front() else {
+                break;
+            };
             if let Err(request) = self.backend.submit(request) {
                 self.pending.push_front(request);
                 break;
@@ -399,7 +423,11 @@ impl<B: Backend> Lane<B> {
         let mut count = 0;
         let mut wanted = 0;
         let mut skip = self.sent;
-        for part in self.replies.iter().flat_map(|reply| [&reply.header[..], &reply.data[..]]) {
+        for part in self
+            .replies
+            .iter()
+            .flat_map(|reply| [&reply.header[..], &reply.data[..]])
+        {
             let skipped = skip.min(part.len());
             skip -= skipped;
             if skipped < part.len() {
@@ -415,12 +443,8 @@ impl<B: Backend> Lane<B> {
         let stream = &self.stream;
         let outcome = stream.try_io(Interest::WRITABLE, || {
             let mut control = SendAncillaryBuffer::default();
-            gone = rustix::net::sendmsg(
-                stream,
-                &slices[..count],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            )?;
+            gone =
+                rustix::net::sendmsg(stream, &slices[..count], &mut control, SendFlags::NOSIGNAL)?;
             drained(gone, wanted)
         });
         match outcome {
@@ -487,7 +511,10 @@ impl<B: Backend> Lane<B> {
     }
 
     fn is_unheard(&self) -> bool {
-        matches!(self.end, Some(End::Closed | End::Lost(_) | End::Violation(_)))
+        matches!(
+            self.end,
+            Some(End::Closed | End::Lost(_) | End::Violation(_))
+        )
     }
 }
 
@@ -502,7 +529,11 @@ impl Input {
     fn new(early: &[u8]) -> Self {
         let mut bytes = vec![0; INPUT_BYTES.max(early.len())].into_boxed_slice();
         bytes[..early.len()].copy_from_slice(early);
-        Self { bytes, start: 0, end: early.len() }
+        Self {
+            bytes,
+            start: 0,
+            end: early.len(),
+        }
     }
 
     fn unparsed(&self) -> &[u8] {
@@ -530,11 +561,18 @@ impl Input {
 /// After a short read or write the socket has no more to give or take: tokio is told that it would block, so that it
 /// waits for the next event instead of trying in vain. The count is kept by the caller.
 fn drained(done: usize, wanted: usize) -> io::Result<()> {
-    if done > 0 && done < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    if done > 0 && done < wanted {
+        Err(io::ErrorKind::WouldBlock.into())
+    } else {
+        Ok(())
+    }
 }
 
 fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 fn usize_of(length: u32) -> usize {

@@ -34,7 +34,9 @@ impl<T: Send + 'static> LaneThread<T> {
         F: Future<Output = T>,
     {
         let (tell, ended) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let handle = Builder::new().name(name.clone()).spawn(move || {
             if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
                 tracing::debug!("this thread is no I/O flusher: {error}");
@@ -45,7 +47,11 @@ impl<T: Send + 'static> LaneThread<T> {
             // Nobody may be waiting any more; then nobody wants to know.
             let _ = tell.send(outcome);
         })?;
-        Ok(Self { name, ended, handle })
+        Ok(Self {
+            name,
+            ended,
+            handle,
+        })
     }
 
     /// Waits for the end; `None` if the thread panicked.
@@ -55,7 +61,10 @@ impl<T: Send + 'static> LaneThread<T> {
     pub(super) async fn join(self) -> Option<T> {
         let outcome = self.ended.await.ok();
         if outcome.is_none() {
-            tracing::error!("lane thread {} panicked: a bug; its connection is lost", self.name);
+            tracing::error!(
+                "lane thread {} panicked: a bug; its connection is lost",
+                self.name
+            );
         }
         outcome
     }
@@ -75,7 +84,10 @@ mod tests {
         let thread = LaneThread::spawn("nbd-test".into(), || async {
             std::thread::current().name().map(str::to_owned)
         });
-        assert_eq!(thread.unwrap().join().await, Some(Some("nbd-test".to_owned())));
+        assert_eq!(
+            thread.unwrap().join().await,
+            Some(Some("nbd-test".to_owned()))
+        );
         let thread = LaneThread::spawn("nbd-panic".into(), || async {
             if true {
                 panic!("as the test wants it");

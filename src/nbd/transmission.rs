@@ -257,7 +257,9 @@ impl Transmission {
     /// # Panics
     /// None was due (a bug of the driver).
     pub fn handle_payload(&mut self) -> Accepted {
-        let State::Payload(accepted) = self.state else { panic!("no payload was due") };
+        let State::Payload(accepted) = self.state else {
+            panic!("no payload was due")
+        };
         self.state = State::Header;
         accepted
     }
@@ -285,7 +287,10 @@ impl Transmission {
             }
             (Ok(_), Part::Flush) => {
                 self.set_part(token, Part::Last { read_bytes: 0 });
-                return Next::Submit(Accepted { token, command: Command::Flush });
+                return Next::Submit(Accepted {
+                    token,
+                    command: Command::Flush,
+                });
             }
             (Ok(bytes), Part::Last { read_bytes }) => {
                 // Data of the wrong length, or after a write, would shift the stream: better a failed request.
@@ -343,7 +348,10 @@ impl Transmission {
                 return Err(Violation::WriteTooLarge(request.length));
             }
             // Not before the payload: libnbd knows no cookie of a request that it is still sending.
-            self.state = State::Skip { missing: request.length, reply };
+            self.state = State::Skip {
+                missing: request.length,
+                reply,
+            };
             return Ok(Step::NeedInput);
         }
         Ok(self.accept(request))
@@ -354,7 +362,10 @@ impl Transmission {
         let take = u32::try_from(input.len()).unwrap_or(u32::MAX).min(missing);
         let used = usize::try_from(take).expect("not more than the input's length");
         if take < missing {
-            self.state = State::Skip { missing: missing - take, reply };
+            self.state = State::Skip {
+                missing: missing - take,
+                reply,
+            };
             return (used, Step::NeedInput);
         }
         self.state = State::Header;
@@ -374,7 +385,11 @@ impl Transmission {
             return Err(ErrorKind::Shutdown);
         }
         // proto.md: Command flags. FUA is legal on any command once it was offered; NO_HOLE on WRITE_ZEROES.
-        let mut known = if limits.read_only { 0 } else { command_flag::FUA };
+        let mut known = if limits.read_only {
+            0
+        } else {
+            command_flag::FUA
+        };
         if request.command == command::WRITE_ZEROES {
             known |= command_flag::NO_HOLE;
         }
@@ -388,7 +403,11 @@ impl Transmission {
         if request.command == command::FLUSH {
             // proto.md: NBD_CMD_FLUSH, offset and length are zero.
             let zero = request.offset == 0 && request.length == 0;
-            return if zero { Ok(()) } else { Err(ErrorKind::Invalid) };
+            return if zero {
+                Ok(())
+            } else {
+                Err(ErrorKind::Invalid)
+            };
         }
         let end = request.offset.checked_add(u64::from(request.length));
         if end.is_none_or(|end| end > limits.size_bytes) {
@@ -412,7 +431,12 @@ impl Transmission {
 
     /// A legal request becomes a command, or is done at once.
     fn accept(&mut self, request: &Request) -> Step {
-        let &Request { cookie, offset, length: len, .. } = request;
+        let &Request {
+            cookie,
+            offset,
+            length: len,
+            ..
+        } = request;
         let fua = request.flags & command_flag::FUA != 0;
         let last = Part::Last { read_bytes: 0 };
         let done = Step::Reply(wire::simple_reply(cookie, 0));
@@ -423,11 +447,17 @@ impl Transmission {
         match request.command {
             command::READ => {
                 let token = self.take(cookie, len, Part::Last { read_bytes: len });
-                Step::Submit(Accepted { token, command: Command::Read { offset, len } })
+                Step::Submit(Accepted {
+                    token,
+                    command: Command::Read { offset, len },
+                })
             }
             command::WRITE => {
                 let token = self.take(cookie, len, last);
-                let accepted = Accepted { token, command: Command::Write { offset, len, fua } };
+                let accepted = Accepted {
+                    token,
+                    command: Command::Write { offset, len, fua },
+                };
                 self.state = State::Payload(accepted);
                 Step::Payload(accepted)
             }
@@ -435,12 +465,20 @@ impl Transmission {
             command::TRIM => {
                 let flush = fua && self.limits.write_cache;
                 let token = self.take(cookie, 0, if flush { Part::Flush } else { last });
-                Step::Submit(Accepted { token, command: Command::Trim { offset, len } })
+                Step::Submit(Accepted {
+                    token,
+                    command: Command::Trim { offset, len },
+                })
             }
             command::WRITE_ZEROES if self.limits.can_write_zeroes => {
                 let no_hole = request.flags & command_flag::NO_HOLE != 0;
                 let token = self.take(cookie, 0, last);
-                let command = Command::WriteZeroes { offset, len, no_hole, fua };
+                let command = Command::WriteZeroes {
+                    offset,
+                    len,
+                    no_hole,
+                    fua,
+                };
                 Step::Submit(Accepted { token, command })
             }
             command::WRITE_ZEROES => {
@@ -452,7 +490,10 @@ impl Transmission {
             _ if !self.limits.write_cache => done,
             _ => {
                 let token = self.take(cookie, 0, last);
-                Step::Submit(Accepted { token, command: Command::Flush })
+                Step::Submit(Accepted {
+                    token,
+                    command: Command::Flush,
+                })
             }
         }
     }
@@ -464,15 +505,30 @@ impl Transmission {
         let part = if rest == 0 {
             Part::Last { read_bytes: 0 }
         } else {
-            Part::Zeroes { offset: offset + u64::from(now), len: rest, fua }
+            Part::Zeroes {
+                offset: offset + u64::from(now),
+                len: rest,
+                fua,
+            }
         };
         self.set_part(token, part);
-        Accepted { token, command: Command::ZeroFill { offset, len: now, fua } }
+        Accepted {
+            token,
+            command: Command::ZeroFill {
+                offset,
+                len: now,
+                fua,
+            },
+        }
     }
 
     fn take(&mut self, cookie: u64, payload_bytes: u32, part: Part) -> usize {
         let token = self.free.pop().expect("has_room was asked before");
-        self.slots[token] = Some(Slot { cookie, payload_bytes, part });
+        self.slots[token] = Some(Slot {
+            cookie,
+            payload_bytes,
+            part,
+        });
         self.in_flight_bytes += u64::from(payload_bytes);
         token
     }

@@ -168,7 +168,10 @@ impl OptionHeader {
     pub fn parse(bytes: &[u8; OPTION_HEADER_BYTES]) -> Result<Self, BadMagic> {
         let found = u64::from_be_bytes(field(bytes, 0));
         if found != OPTION_MAGIC {
-            return Err(BadMagic { expected: OPTION_MAGIC, found });
+            return Err(BadMagic {
+                expected: OPTION_MAGIC,
+                found,
+            });
         }
         Ok(Self {
             option: u32::from_be_bytes(field(bytes, 8)),
@@ -219,7 +222,10 @@ impl Request {
     pub fn parse(bytes: &[u8; REQUEST_BYTES]) -> Result<Self, BadMagic> {
         let found = u32::from_be_bytes(field(bytes, 0));
         if found != REQUEST_MAGIC {
-            return Err(BadMagic { expected: u64::from(REQUEST_MAGIC), found: u64::from(found) });
+            return Err(BadMagic {
+                expected: u64::from(REQUEST_MAGIC),
+                found: u64::from(found),
+            });
         }
         Ok(Self {
             flags: u16::from_be_bytes(field(bytes, 4)),
@@ -275,7 +281,9 @@ pub fn transmission_flags(geometry: &Geometry) -> u16 {
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("constant offsets lie inside a header of constant length")
+    bytes[at..at + N]
+        .try_into()
+        .expect("constant offsets lie inside a header of constant length")
 }
 
 #[cfg(test)]
@@ -295,8 +303,8 @@ mod tests {
             length: 0x200,
         };
         let bytes = [
-            0x25, 0x60, 0x95, 0x13, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0,
-            2, 0,
+            0x25, 0x60, 0x95, 0x13, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0,
+            0, 0, 2, 0,
         ];
         assert_eq!(request.emit(), bytes);
         assert_eq!(Request::parse(&bytes), Ok(request));
@@ -305,16 +313,28 @@ mod tests {
     #[test]
     fn replies_and_greeting_are_laid_out_as_the_protocol_says() {
         assert_eq!(&greeting(3)[..], b"NBDMAGICIHAVEOPT\x00\x03");
-        assert_eq!(simple_reply(9, 5), [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 9]);
+        assert_eq!(
+            simple_reply(9, 5),
+            [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 9]
+        );
         assert_eq!(
             option_reply(option::GO, reply::ERR_UNKNOWN, 4),
-            [0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 7, 0x80, 0, 0, 6, 0, 0, 0, 4]
+            [
+                0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 7, 0x80, 0, 0, 6, 0, 0, 0, 4
+            ]
         );
     }
 
     #[test]
     fn a_wrong_magic_number_is_named() {
-        let mut bytes = Request { flags: 0, command: 0, cookie: 0, offset: 0, length: 0 }.emit();
+        let mut bytes = Request {
+            flags: 0,
+            command: 0,
+            cookie: 0,
+            offset: 0,
+            length: 0,
+        }
+        .emit();
         bytes[0] ^= 0xff;
         assert_eq!(
             Request::parse(&bytes).unwrap_err().to_string(),
@@ -338,7 +358,13 @@ mod tests {
             rotational: true,
         };
         assert_eq!(transmission_flags(&geometry), 0b1_0001_0011);
-        assert_eq!(transmission_flags(&Geometry { read_only: false, ..geometry }), 0b1_0111_1101);
+        assert_eq!(
+            transmission_flags(&Geometry {
+                read_only: false,
+                ..geometry
+            }),
+            0b1_0111_1101
+        );
     }
 
     proptest! {

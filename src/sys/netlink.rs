@@ -126,7 +126,11 @@ impl NbdFamily {
     pub fn open() -> Result<Self, Error> {
         let socket = NlSocketHandle::connect(NlFamily::Generic, None, Groups::empty())?;
         limit_wait(&socket).map_err(Error::NoSocket)?;
-        let mut opened = Self { socket, family: GenlId::Ctrl.into(), sequence: 0 };
+        let mut opened = Self {
+            socket,
+            family: GenlId::Ctrl.into(),
+            sequence: 0,
+        };
         let name = attribute(u16::from(CtrlAttr::FamilyName), FAMILY)?;
         let answer = opened.call(u8::from(CtrlCmd::Getfamily), 2, vec![name]);
         let answer = match answer {
@@ -173,7 +177,8 @@ impl NbdFamily {
     /// The driver's refusal: there is no such device.
     pub fn disconnect(&mut self, index: u32) -> Result<(), Error> {
         let attributes = vec![attribute(attribute::INDEX, index)?];
-        self.call(command::DISCONNECT, VERSION, attributes).map(drop)
+        self.call(command::DISCONNECT, VERSION, attributes)
+            .map(drop)
     }
 
     /// Gives a device new sockets for those that are dead. Success does not mean that they are used: one that found
@@ -188,7 +193,8 @@ impl NbdFamily {
         sockets: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
         let attributes = reconfigure_attributes(index, identifier, sockets)?;
-        self.call(command::RECONFIGURE, VERSION, attributes).map(drop)
+        self.call(command::RECONFIGURE, VERSION, attributes)
+            .map(drop)
     }
 
     /// Lists one device, or all.
@@ -244,7 +250,10 @@ impl NbdFamily {
 
 impl std::fmt::Debug for NbdFamily {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("NbdFamily").field("family", &self.family).finish_non_exhaustive()
+        formatter
+            .debug_struct("NbdFamily")
+            .field("family", &self.family)
+            .finish_non_exhaustive()
     }
 }
 
@@ -298,8 +307,15 @@ fn socket_list(sockets: &[BorrowedFd<'_>]) -> Result<Attribute, Error> {
 }
 
 fn attribute<P: neli::Size + neli::ToBytes>(kind: u16, payload: P) -> Result<Attribute, Error> {
-    let kind = AttrTypeBuilder::default().nla_type(kind).build().map_err(malformed)?;
-    NlattrBuilder::default().nla_type(kind).nla_payload(payload).build().map_err(malformed)
+    let kind = AttrTypeBuilder::default()
+        .nla_type(kind)
+        .build()
+        .map_err(malformed)?;
+    NlattrBuilder::default()
+        .nla_type(kind)
+        .nla_payload(payload)
+        .build()
+        .map_err(malformed)
 }
 
 fn message(command: u8, version: u8, attributes: Vec<Attribute>) -> Result<Message, Error> {
@@ -312,21 +328,34 @@ fn message(command: u8, version: u8, attributes: Vec<Attribute>) -> Result<Messa
 }
 
 fn number<T: neli::FromBytes>(answer: &Message, kind: u16) -> Result<T, Error> {
-    answer.attrs().get_attr_handle().get_attr_payload_as::<T>(kind).map_err(malformed)
+    answer
+        .attrs()
+        .get_attr_handle()
+        .get_attr_payload_as::<T>(kind)
+        .map_err(malformed)
 }
 
 fn device_list(answer: &Message) -> Result<Vec<DeviceStatus>, Error> {
     let attributes = answer.attrs().get_attr_handle();
-    let list =
-        attributes.get_nested_attributes::<u16>(attribute::DEVICE_LIST).map_err(malformed)?;
-    let items = list.iter().filter(|item| *item.nla_type().nla_type() == attribute::DEVICE_ITEM);
+    let list = attributes
+        .get_nested_attributes::<u16>(attribute::DEVICE_LIST)
+        .map_err(malformed)?;
+    let items = list
+        .iter()
+        .filter(|item| *item.nla_type().nla_type() == attribute::DEVICE_ITEM);
     items
         .map(|item| {
             let item = item.get_attr_handle::<u16>().map_err(malformed)?;
-            let index = item.get_attr_payload_as(attribute::DEVICE_INDEX).map_err(malformed)?;
-            let connected: u8 =
-                item.get_attr_payload_as(attribute::DEVICE_CONNECTED).map_err(malformed)?;
-            Ok(DeviceStatus { index, connected: connected != 0 })
+            let index = item
+                .get_attr_payload_as(attribute::DEVICE_INDEX)
+                .map_err(malformed)?;
+            let connected: u8 = item
+                .get_attr_payload_as(attribute::DEVICE_CONNECTED)
+                .map_err(malformed)?;
+            Ok(DeviceStatus {
+                index,
+                connected: connected != 0,
+            })
         })
         .collect()
 }
@@ -390,7 +419,10 @@ mod tests {
             12, 0, 1, 0x80, 8, 0, 1, 0, 0, 0, 0, 0, // SOCK_ITEM, SOCK_FD 0
             12, 0, 1, 0x80, 8, 0, 1, 0, 1, 0, 0, 0, // SOCK_ITEM, SOCK_FD 1
         ];
-        assert_eq!(bytes(&message(command::CONNECT, VERSION, attributes).unwrap()), expected);
+        assert_eq!(
+            bytes(&message(command::CONNECT, VERSION, attributes).unwrap()),
+            expected
+        );
     }
 
     #[test]
@@ -414,7 +446,10 @@ mod tests {
             8, 0, 10, 0, b'a', b'b', b'c', 0,
             16, 0, 7, 0x80, 12, 0, 1, 0x80, 8, 0, 1, 0, 0, 0, 0, 0,
         ];
-        assert_eq!(bytes(&message(command::RECONFIGURE, VERSION, attributes).unwrap()), expected);
+        assert_eq!(
+            bytes(&message(command::RECONFIGURE, VERSION, attributes).unwrap()),
+            expected
+        );
     }
 
     #[test]
@@ -432,8 +467,14 @@ mod tests {
         assert_eq!(
             device_list(&answer).unwrap(),
             [
-                DeviceStatus { index: 3, connected: true },
-                DeviceStatus { index: 4, connected: false }
+                DeviceStatus {
+                    index: 3,
+                    connected: true
+                },
+                DeviceStatus {
+                    index: 4,
+                    connected: false
+                }
             ]
         );
     }
@@ -450,7 +491,10 @@ mod tests {
     #[test]
     fn a_kernel_without_the_driver_says_so() {
         match NbdFamily::open() {
-            Ok(family) => assert!(std::path::Path::new("/sys/module/nbd").exists(), "{family:?}"),
+            Ok(family) => assert!(
+                std::path::Path::new("/sys/module/nbd").exists(),
+                "{family:?}"
+            ),
             Err(Error::NoFamily) => assert!(!std::path::Path::new("/sys/module/nbd").exists()),
             Err(error) => panic!("{error}"),
         }

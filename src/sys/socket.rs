@@ -29,7 +29,10 @@ pub fn lane_pair() -> io::Result<(UnixStream, UnixStream)> {
     Ok((ours.into(), kernels.into()))
 }
 
-#[expect(unsafe_code, reason = "rustix and std have no SO_SNDBUFFORCE; the system's limit is far below one request")]
+#[expect(
+    unsafe_code,
+    reason = "rustix and std have no SO_SNDBUFFORCE; the system's limit is far below one request"
+)]
 fn force_send_buffer(socket: &rustix::fd::OwnedFd) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
@@ -46,7 +49,11 @@ fn force_send_buffer(socket: &rustix::fd::OwnedFd) -> io::Result<()> {
             length,
         )
     };
-    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
@@ -62,7 +69,10 @@ mod tests {
         let mut got = [0; 5];
         kernels.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"there");
-        assert_eq!(kernels.read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            kernels.read(&mut got).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         let flags = rustix::io::fcntl_getfd(&ours).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }
@@ -72,6 +82,13 @@ mod tests {
         let (ours, _kernels) = lane_pair().unwrap();
         let size = sockopt::socket_send_buffer_size(&ours).unwrap();
         let forced = rustix::process::geteuid().is_root();
-        assert!(if forced { size >= BUFFER_BYTES } else { size > 0 }, "{size}");
+        assert!(
+            if forced {
+                size >= BUFFER_BYTES
+            } else {
+                size > 0
+            },
+            "{size}"
+        );
     }
 }

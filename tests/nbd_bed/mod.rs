@@ -66,13 +66,22 @@ impl Medium {
             rotational: false,
         };
         change(&mut geometry);
-        let state = State { data: vec![0; size_bytes], ..State::default() };
-        Self { geometry, state: Arc::new(Mutex::new(state)) }
+        let state = State {
+            data: vec![0; size_bytes],
+            ..State::default()
+        };
+        Self {
+            geometry,
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     pub fn open(&self) -> MemoryBackend {
         self.state().counts.opened += 1;
-        MemoryBackend { medium: self.clone(), queue: VecDeque::new() }
+        MemoryBackend {
+            medium: self.clone(),
+            queue: VecDeque::new(),
+        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -128,7 +137,11 @@ impl Backend for MemoryBackend {
 
     fn poll_completion(&mut self, cx: &mut Context<'_>) -> Poll<Completion> {
         let mut state = self.medium.state();
-        let next = if state.held { None } else { self.queue.pop_back() };
+        let next = if state.held {
+            None
+        } else {
+            self.queue.pop_back()
+        };
         let Some(request) = next else {
             state.wakers.push(cx.waker().clone());
             return Poll::Pending;
@@ -142,7 +155,10 @@ impl Backend for MemoryBackend {
     }
 
     async fn close(self) {
-        assert!(self.queue.is_empty(), "a backend is closed when nothing is under way");
+        assert!(
+            self.queue.is_empty(),
+            "a backend is closed when nothing is under way"
+        );
         self.medium.state().counts.closed += 1;
     }
 }
@@ -202,7 +218,12 @@ impl Export {
         let shutdown = CancellationToken::new();
         let (medium, token) = (medium.clone(), shutdown.clone());
         let thread = std::thread::spawn(move || serve(options, medium, token));
-        let export = Self { socket, shutdown, thread: Some(thread), _directory: directory };
+        let export = Self {
+            socket,
+            shutdown,
+            thread: Some(thread),
+            _directory: directory,
+        };
         wait_for("the export's socket", || export.socket.exists());
         export
     }
@@ -229,7 +250,10 @@ pub fn serve(
     medium: Medium,
     shutdown: CancellationToken,
 ) -> Result<(), nbd::Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(nbd::serve_export(
         options,
         move || {
@@ -250,8 +274,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
         other => other,
     };
     // nbdsh is a script for the first python3 of the path, which may not be the one that the package is for.
-    let command: &[&str] =
-        if program == "nbdsh" { &["/usr/bin/python3", "-m", "nbd"] } else { &[program] };
+    let command: &[&str] = if program == "nbdsh" {
+        &["/usr/bin/python3", "-m", "nbd"]
+    } else {
+        &[program]
+    };
     let output = Command::new("timeout")
         .args(["--kill-after=5", "120"])
         .args(command)
@@ -262,7 +289,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
     let missing = matches!(status, Some(126 | 127))
         || String::from_utf8_lossy(&output.stderr).contains("No module named");
     assert!(!missing, "{program} is missing: apt-get install {package}");
-    assert_ne!(status, Some(124), "{program} {arguments:?} took more than two minutes");
+    assert_ne!(
+        status,
+        Some(124),
+        "{program} {arguments:?} took more than two minutes"
+    );
     output
 }
 

@@ -58,7 +58,11 @@ fn converse(
 ) -> Result<Heard, Violation> {
     let mut machine = Handshake::new();
     let mut output = machine.poll_output();
-    assert_eq!(output.split_off(wire::GREETING_BYTES), b"", "the greeting and nothing else");
+    assert_eq!(
+        output.split_off(wire::GREETING_BYTES),
+        b"",
+        "the greeting and nothing else"
+    );
     output.clear();
     let (mut given, mut used, mut opened) = (0, 0, 0);
     let mut pieces = pieces.iter().cycle();
@@ -76,7 +80,12 @@ fn converse(
                 output.extend(machine.poll_output());
             }
             Progress::NeedInput | Progress::Transmission | Progress::Ended => {
-                return Ok(Heard { output, progress, unused: script.len() - used, opened });
+                return Ok(Heard {
+                    output,
+                    progress,
+                    unused: script.len() - used,
+                    opened,
+                });
             }
         }
     }
@@ -114,12 +123,18 @@ fn go_describes_the_export_and_begins_transmission() {
             (option::GO, reply::ACK, b""),
         ])
     );
-    assert_eq!((heard.progress, heard.unused, heard.opened), (Progress::Transmission, 28, 1));
+    assert_eq!(
+        (heard.progress, heard.unused, heard.opened),
+        (Progress::Transmission, 28, 1)
+    );
 }
 
 #[test]
 fn name_and_description_are_given_when_asked_for() {
-    let go = option_bytes(option::GO, &info_data(b"", &[info::NAME, info::DESCRIPTION, 77]));
+    let go = option_bytes(
+        option::GO,
+        &info_data(b"", &[info::NAME, info::DESCRIPTION, 77]),
+    );
     let heard = hear(&script(FIXED, &[go])).unwrap();
     assert_eq!(
         heard.output,
@@ -127,7 +142,11 @@ fn name_and_description_are_given_when_asked_for() {
             (option::GO, reply::INFO, EXPORT_INFO),
             (option::GO, reply::INFO, BLOCK_INFO),
             (option::GO, reply::INFO, &[0, 1]),
-            (option::GO, reply::INFO, b"\x00\x02block device served by cinder-nbd"),
+            (
+                option::GO,
+                reply::INFO,
+                b"\x00\x02block device served by cinder-nbd"
+            ),
             (option::GO, reply::ACK, b""),
         ])
     );
@@ -157,7 +176,10 @@ fn list_names_the_default_export_and_opens_nothing() {
     let heard = hear(&script(FIXED, &[option_bytes(option::LIST, b"")])).unwrap();
     assert_eq!(
         heard.output,
-        replies(&[(option::LIST, reply::SERVER, &[0; 4]), (option::LIST, reply::ACK, b"")])
+        replies(&[
+            (option::LIST, reply::SERVER, &[0; 4]),
+            (option::LIST, reply::ACK, b"")
+        ])
     );
     assert_eq!((heard.progress, heard.opened), (Progress::NeedInput, 0));
     let heard = hear(&script(FIXED, &[option_bytes(option::LIST, b"x")])).unwrap();
@@ -187,7 +209,11 @@ fn unknown_options_are_skipped_to_the_last_byte() {
         replies(&[
             (0x7777, reply::ERR_UNSUP, no),
             (option::STARTTLS, reply::ERR_UNSUP, no),
-            (option::STRUCTURED_REPLY, reply::ERR_UNSUP, b"simple replies only"),
+            (
+                option::STRUCTURED_REPLY,
+                reply::ERR_UNSUP,
+                b"simple replies only"
+            ),
             (option::ABORT, reply::ACK, b""),
         ])
     );
@@ -201,8 +227,17 @@ fn malformed_go_is_invalid_and_the_handshake_goes_on() {
     long_name[3] = 200;
     let mut wrong_count = good.clone();
     wrong_count[5] = 9;
-    for data in [&b""[..], b"\0\0", &good[..good.len() - 1], &long_name, &wrong_count] {
-        let options = [option_bytes(option::GO, data), option_bytes(option::GO, &good)];
+    for data in [
+        &b""[..],
+        b"\0\0",
+        &good[..good.len() - 1],
+        &long_name,
+        &wrong_count,
+    ] {
+        let options = [
+            option_bytes(option::GO, data),
+            option_bytes(option::GO, &good),
+        ];
         let heard = hear(&script(FIXED, &options)).unwrap();
         let refusal: &[u8] = b"malformed name or information requests";
         let first = replies(&[(option::GO, reply::ERR_INVALID, refusal)]);
@@ -213,7 +248,11 @@ fn malformed_go_is_invalid_and_the_handshake_goes_on() {
 
 #[test]
 fn another_name_is_unknown_and_opens_nothing() {
-    let heard = hear(&script(FIXED, &[option_bytes(option::GO, &info_data(b"v1", &[]))])).unwrap();
+    let heard = hear(&script(
+        FIXED,
+        &[option_bytes(option::GO, &info_data(b"v1", &[]))],
+    ))
+    .unwrap();
     let (_, text) = heard.output.split_at(wire::OPTION_REPLY_BYTES);
     assert_eq!(heard.output[12..16], reply::ERR_UNKNOWN.to_be_bytes());
     assert!(String::from_utf8_lossy(text).contains("ask for the empty name"));
@@ -227,17 +266,29 @@ fn an_export_that_cannot_be_opened_is_told_in_words() {
     let go = script(FIXED, &[option_bytes(option::GO, &info_data(b"", &[]))]);
     let heard = converse(&go, &[1], Err("the target is away")).unwrap();
     let words: &[u8] = b"the target is away";
-    assert_eq!(heard.output, replies(&[(option::GO, reply::ERR_UNKNOWN, words)]));
+    assert_eq!(
+        heard.output,
+        replies(&[(option::GO, reply::ERR_UNKNOWN, words)])
+    );
     let by_name = script(FIXED, &[option_bytes(option::EXPORT_NAME, b"")]);
-    assert_eq!(converse(&by_name, &[1], Err("away")), Err(Violation::UnknownExport));
+    assert_eq!(
+        converse(&by_name, &[1], Err("away")),
+        Err(Violation::UnknownExport)
+    );
 }
 
 #[test]
 fn limits_close_the_connection() {
     assert_eq!(hear(&4_u32.to_be_bytes()), Err(Violation::ClientFlags(4)));
-    assert!(matches!(hear(&script(FIXED, &[vec![0; 16]])), Err(Violation::Magic(_))));
+    assert!(matches!(
+        hear(&script(FIXED, &[vec![0; 16]])),
+        Err(Violation::Magic(_))
+    ));
     let list = option_bytes(option::LIST, b"");
-    assert_eq!(hear(&script(0, std::slice::from_ref(&list))), Err(Violation::NotFixedNewstyle(3)));
+    assert_eq!(
+        hear(&script(0, std::slice::from_ref(&list))),
+        Err(Violation::NotFixedNewstyle(3))
+    );
     let many = vec![list; usize::try_from(OPTIONS_MAX).unwrap() + 1];
     assert_eq!(hear(&script(FIXED, &many)), Err(Violation::TooManyOptions));
     let length = OPTION_SKIP_BYTES_MAX + 1;
@@ -247,17 +298,28 @@ fn limits_close_the_connection() {
         Err(Violation::OptionTooLong { option: 99, length })
     );
     let length = STRING_BYTES_MAX + 1;
-    let name = OptionHeader { option: option::EXPORT_NAME, length }.emit().to_vec();
+    let name = OptionHeader {
+        option: option::EXPORT_NAME,
+        length,
+    }
+    .emit()
+    .to_vec();
     assert_eq!(
         hear(&script(FIXED, &[name])),
-        Err(Violation::OptionTooLong { option: option::EXPORT_NAME, length })
+        Err(Violation::OptionTooLong {
+            option: option::EXPORT_NAME,
+            length
+        })
     );
 }
 
 #[test]
 fn a_known_option_with_too_much_data_is_refused_and_skipped() {
     let data = vec![0; usize_of(OPTION_BYTES_MAX) + 1];
-    let options = [option_bytes(option::GO, &data), option_bytes(option::ABORT, b"")];
+    let options = [
+        option_bytes(option::GO, &data),
+        option_bytes(option::ABORT, b""),
+    ];
     let heard = hear(&script(FIXED, &options)).unwrap();
     assert_eq!(heard.output[12..16], reply::ERR_TOO_BIG.to_be_bytes());
     assert_eq!((heard.progress, heard.unused), (Progress::Ended, 0));
@@ -265,9 +327,11 @@ fn a_known_option_with_too_much_data_is_refused_and_skipped() {
 
 #[test]
 fn block_sizes_keep_the_rules_whatever_the_backend_says() {
-    for (block, physical, preferred, largest) in
-        [(512, 512, 1, 512), (4096, 512, 12_345, 100_000), (512, 4096, u32::MAX, u32::MAX)]
-    {
+    for (block, physical, preferred, largest) in [
+        (512, 512, 1, 512),
+        (4096, 512, 12_345, 100_000),
+        (512, 4096, u32::MAX, u32::MAX),
+    ] {
         let geometry = Geometry {
             block_bytes: block,
             physical_block_bytes: physical,
@@ -278,8 +342,14 @@ fn block_sizes_keep_the_rules_whatever_the_backend_says() {
         let data = block_size_info(&geometry);
         let value = |at: usize| u32::from_be_bytes(data[at..at + 4].try_into().unwrap());
         let (least, preferred, largest) = (value(2), value(6), value(10));
-        assert!(least.is_power_of_two() && preferred.is_power_of_two(), "{data:?}");
-        assert!(least <= preferred && preferred <= largest && preferred >= 512, "{data:?}");
+        assert!(
+            least.is_power_of_two() && preferred.is_power_of_two(),
+            "{data:?}"
+        );
+        assert!(
+            least <= preferred && preferred <= largest && preferred >= 512,
+            "{data:?}"
+        );
         assert_eq!(largest % least, 0);
     }
 }

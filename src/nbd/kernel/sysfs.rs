@@ -22,7 +22,9 @@ pub(super) struct Sysfs {
 
 impl Sysfs {
     pub(super) fn of(index: u32) -> Self {
-        Self { directory: PathBuf::from(format!("/sys/block/nbd{index}")) }
+        Self {
+            directory: PathBuf::from(format!("/sys/block/nbd{index}")),
+        }
     }
 
     /// The device that shows this identifier, if any.
@@ -75,9 +77,13 @@ fn find_in(root: &Path, identifier: &str) -> io::Result<Option<u32>> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
         let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("nbd")?.parse::<u32>().ok());
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("nbd")?.parse::<u32>().ok());
         let Some(index) = number else { continue };
-        let sysfs = Sysfs { directory: entry.path() };
+        let sysfs = Sysfs {
+            directory: entry.path(),
+        };
         if sysfs.is_connected() && sysfs.read("backend").as_deref() == Some(identifier) {
             return Ok(Some(index));
         }
@@ -86,9 +92,12 @@ fn find_in(root: &Path, identifier: &str) -> io::Result<Option<u32>> {
 }
 
 fn entries(directory: &Path) -> Vec<String> {
-    let Ok(found) = std::fs::read_dir(directory) else { return Vec::new() };
-    let mut names: Vec<_> =
-        found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let Ok(found) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = found
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
     names.sort_unstable();
     names
 }
@@ -100,9 +109,11 @@ mod tests {
     #[test]
     fn a_device_is_found_by_its_identifier_only_while_it_is_connected() {
         let root = tempfile::tempdir().unwrap();
-        for (name, backend, connected) in
-            [("nbd0", "other", true), ("nbd7", "ours", false), ("sda", "ours", true)]
-        {
+        for (name, backend, connected) in [
+            ("nbd0", "other", true),
+            ("nbd7", "ours", false),
+            ("sda", "ours", true),
+        ] {
             let directory = root.path().join(name);
             std::fs::create_dir(&directory).unwrap();
             std::fs::write(directory.join("backend"), format!("{backend}\n")).unwrap();
@@ -119,7 +130,9 @@ mod tests {
     #[test]
     fn attributes_partitions_and_holders_are_read() {
         let root = tempfile::tempdir().unwrap();
-        let sysfs = Sysfs { directory: root.path().to_owned() };
+        let sysfs = Sysfs {
+            directory: root.path().to_owned(),
+        };
         std::fs::create_dir_all(root.path().join("nbd0p1")).unwrap();
         std::fs::create_dir_all(root.path().join("holders/dm-3")).unwrap();
         std::fs::create_dir_all(root.path().join("queue")).unwrap();

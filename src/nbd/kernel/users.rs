@@ -21,15 +21,22 @@ const NAMED_MAX: usize = 4;
 /// Processes that have a device or one of its partitions open, `own` (a descriptor of ours) aside; `ID NAME` each.
 pub(super) fn openers(device: &str, own: i32) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let Ok(processes) = std::fs::read_dir("/proc") else { return found };
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return found;
+    };
     let ours = std::process::id();
     for process in processes.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
         else {
             continue;
         };
         // Gone meanwhile, or not ours to look into: then it is not named.
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
         let uses = descriptors.flatten().any(|descriptor| {
             let is_own = pid == ours && descriptor.file_name().to_str() == Some(&own.to_string());
             !is_own
@@ -37,7 +44,11 @@ pub(super) fn openers(device: &str, own: i32) -> BTreeSet<String> {
         });
         if uses {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.insert(format!("process {pid} {}", name.trim_end()).trim_end().to_owned());
+            found.insert(
+                format!("process {pid} {}", name.trim_end())
+                    .trim_end()
+                    .to_owned(),
+            );
         }
     }
     found
@@ -49,7 +60,9 @@ pub(super) fn describe(index: u32) -> String {
     let whole = format!("nbd{index}");
     let mut users = BTreeSet::new();
     for name in std::iter::once(whole.clone()).chain(sysfs.partitions()) {
-        let Ok(number) = blkdev::number(&Path::new("/dev").join(name)) else { continue };
+        let Ok(number) = blkdev::number(&Path::new("/dev").join(name)) else {
+            continue;
+        };
         for user in mount::users(number).unwrap_or_default() {
             let place = user.mountpoint.display().to_string();
             users.insert(if user.own_namespace {
@@ -59,7 +72,12 @@ pub(super) fn describe(index: u32) -> String {
             });
         }
     }
-    users.extend(sysfs.holders().into_iter().map(|holder| format!("device {holder}")));
+    users.extend(
+        sysfs
+            .holders()
+            .into_iter()
+            .map(|holder| format!("device {holder}")),
+    );
     users.extend(openers(&whole, -1));
     in_words(&users)
 }
@@ -78,9 +96,13 @@ pub(super) fn in_words(users: &BTreeSet<String>) -> String {
 /// Whether a descriptor's target is the device or one of its partitions.
 fn is_of(device: &str, target: &Path) -> bool {
     let name = target.strip_prefix("/dev").ok().and_then(Path::to_str);
-    name.and_then(|name| name.strip_prefix(device)).is_some_and(|rest| {
-        rest.is_empty() || rest.strip_prefix('p').is_some_and(|part| part.parse::<u32>().is_ok())
-    })
+    name.and_then(|name| name.strip_prefix(device))
+        .is_some_and(|rest| {
+            rest.is_empty()
+                || rest
+                    .strip_prefix('p')
+                    .is_some_and(|part| part.parse::<u32>().is_ok())
+        })
 }
 
 #[cfg(test)]
@@ -117,6 +139,9 @@ mod tests {
     fn many_users_are_counted() {
         let users: BTreeSet<_> = (0..6).map(|n| format!("u{n}")).collect();
         assert_eq!(in_words(&users), "u0, u1, u2, u3, 2 more");
-        assert_eq!(in_words(&BTreeSet::new()), "somebody the kernel does not name");
+        assert_eq!(
+            in_words(&BTreeSet::new()),
+            "somebody the kernel does not name"
+        );
     }
 }

@@ -22,7 +22,13 @@ fn geometry() -> Geometry {
 }
 
 fn request(command: u16, flags: u16, offset: u64, length: u32) -> Request {
-    Request { flags, command, cookie: 0xc0_0c1e, offset, length }
+    Request {
+        flags,
+        command,
+        cookie: 0xc0_0c1e,
+        offset,
+        length,
+    }
 }
 
 fn errno(reply: &Reply) -> u32 {
@@ -39,20 +45,26 @@ fn step(machine: &mut Transmission, request: Request) -> Step {
 }
 
 fn submitted(step: Step) -> Accepted {
-    let Step::Submit(accepted) = step else { panic!("{step:?} is no submission") };
+    let Step::Submit(accepted) = step else {
+        panic!("{step:?} is no submission")
+    };
     accepted
 }
 
 #[track_caller]
 fn refused(machine: &mut Transmission, request: Request, expected: u32) {
-    let Step::Reply(reply) = step(machine, request) else { panic!("{request:?} was not refused") };
+    let Step::Reply(reply) = step(machine, request) else {
+        panic!("{request:?} was not refused")
+    };
     assert_eq!(errno(&reply), expected, "{request:?}");
     assert_eq!(machine.in_flight(), 0);
 }
 
 #[track_caller]
 fn replied(next: Next, expected: u32) {
-    let Next::Reply(reply) = next else { panic!("{next:?} is no reply") };
+    let Next::Reply(reply) = next else {
+        panic!("{next:?} is no reply")
+    };
     assert_eq!(errno(&reply), expected);
 }
 
@@ -61,17 +73,45 @@ fn commands_arrive_with_their_flags() {
     use command_flag::{FUA, NO_HOLE};
     let mut machine = Transmission::new(&geometry());
     let table = [
-        (request(command::READ, 0, 512, 1024), Command::Read { offset: 512, len: 1024 }),
-        (request(command::READ, FUA, 0, 512), Command::Read { offset: 0, len: 512 }),
+        (
+            request(command::READ, 0, 512, 1024),
+            Command::Read {
+                offset: 512,
+                len: 1024,
+            },
+        ),
+        (
+            request(command::READ, FUA, 0, 512),
+            Command::Read {
+                offset: 0,
+                len: 512,
+            },
+        ),
         (request(command::FLUSH, FUA, 0, 0), Command::Flush),
-        (request(command::TRIM, 0, 512, 1 << 19), Command::Trim { offset: 512, len: 1 << 19 }),
+        (
+            request(command::TRIM, 0, 512, 1 << 19),
+            Command::Trim {
+                offset: 512,
+                len: 1 << 19,
+            },
+        ),
         (
             request(command::WRITE_ZEROES, FUA | NO_HOLE, 0, 1 << 20),
-            Command::WriteZeroes { offset: 0, len: 1 << 20, no_hole: true, fua: true },
+            Command::WriteZeroes {
+                offset: 0,
+                len: 1 << 20,
+                no_hole: true,
+                fua: true,
+            },
         ),
         (
             request(command::WRITE_ZEROES, 0, 0, 512),
-            Command::WriteZeroes { offset: 0, len: 512, no_hole: false, fua: false },
+            Command::WriteZeroes {
+                offset: 0,
+                len: 512,
+                no_hole: false,
+                fua: false,
+            },
         ),
     ];
     for (request, expected) in table {
@@ -86,7 +126,14 @@ fn a_write_waits_for_its_payload() {
     let Step::Payload(due) = step(&mut machine, request(command::WRITE, 1, 4096, 1024)) else {
         panic!("a write without payload");
     };
-    assert_eq!(due.command, Command::Write { offset: 4096, len: 1024, fua: true });
+    assert_eq!(
+        due.command,
+        Command::Write {
+            offset: 4096,
+            len: 1024,
+            fua: true
+        }
+    );
     assert_eq!(machine.handle_payload(), due);
     replied(machine.handle_completion(due.token, Ok(0)), 0);
     assert_eq!(machine.in_flight(), 0);
@@ -141,10 +188,17 @@ fn a_refused_write_is_skipped_to_its_last_byte() {
     ];
     for (write, expected) in cases {
         let mut machine = Transmission::new(&geometry());
-        assert_eq!(step(&mut machine, write), Step::NeedInput, "the payload comes first");
+        assert_eq!(
+            step(&mut machine, write),
+            Step::NeedInput,
+            "the payload comes first"
+        );
         let mut left = usize::try_from(write.length).unwrap();
         while left > 300 {
-            assert_eq!(machine.handle_input(&[0x25; 300]), Ok((300, Step::NeedInput)));
+            assert_eq!(
+                machine.handle_input(&[0x25; 300]),
+                Ok((300, Step::NeedInput))
+            );
             left -= 300;
         }
         // The rest of the payload and the next request in one piece.
@@ -152,7 +206,9 @@ fn a_refused_write_is_skipped_to_its_last_byte() {
         let tail = [&vec![0x25; left][..], &read.emit()].concat();
         let (used, refusal) = machine.handle_input(&tail).unwrap();
         assert_eq!(used, left);
-        let Step::Reply(reply) = refusal else { panic!("{write:?} was not refused") };
+        let Step::Reply(reply) = refusal else {
+            panic!("{write:?} was not refused")
+        };
         assert_eq!(errno(&reply), expected, "{write:?}");
         submitted(step(&mut machine, read));
     }
@@ -166,17 +222,28 @@ fn a_write_beyond_reason_and_a_wrong_magic_close_the_connection() {
         machine.handle_input(&request(command::WRITE, 0, 0, length).emit()),
         Err(Violation::WriteTooLarge(length))
     );
-    assert!(matches!(machine.handle_input(&[0; 28]), Err(Violation::Magic(_))));
+    assert!(matches!(
+        machine.handle_input(&[0; 28]),
+        Err(Violation::Magic(_))
+    ));
 }
 
 #[test]
 fn a_read_only_device_refuses_what_writes() {
-    let mut machine = Transmission::new(&Geometry { read_only: true, ..geometry() });
+    let mut machine = Transmission::new(&Geometry {
+        read_only: true,
+        ..geometry()
+    });
     refused(&mut machine, request(command::TRIM, 0, 0, 512), 1);
     refused(&mut machine, request(command::WRITE_ZEROES, 0, 0, 512), 1);
-    assert_eq!(step(&mut machine, request(command::WRITE, 0, 0, 512)), Step::NeedInput);
+    assert_eq!(
+        step(&mut machine, request(command::WRITE, 0, 0, 512)),
+        Step::NeedInput
+    );
     let (used, refusal) = machine.handle_input(&[0; 512]).unwrap();
-    let Step::Reply(reply) = refusal else { panic!("a write was not refused") };
+    let Step::Reply(reply) = refusal else {
+        panic!("a write was not refused")
+    };
     assert_eq!((used, errno(&reply)), (512, 1));
     submitted(step(&mut machine, request(command::READ, 0, 0, 512)));
 }
@@ -184,7 +251,12 @@ fn a_read_only_device_refuses_what_writes() {
 #[test]
 fn requests_of_no_length_are_done_at_once() {
     let mut machine = Transmission::new(&geometry());
-    for command in [command::READ, command::WRITE, command::TRIM, command::WRITE_ZEROES] {
+    for command in [
+        command::READ,
+        command::WRITE,
+        command::TRIM,
+        command::WRITE_ZEROES,
+    ] {
         refused(&mut machine, request(command, 0, 512, 0), 0);
     }
 }
@@ -192,11 +264,16 @@ fn requests_of_no_length_are_done_at_once() {
 #[test]
 fn failures_of_the_backend_become_errnos() {
     let mut machine = Transmission::new(&geometry());
-    for (kind, expected) in
-        [(ErrorKind::Io, 5), (ErrorKind::NoSpace, 28), (ErrorKind::Shutdown, 108)]
-    {
+    for (kind, expected) in [
+        (ErrorKind::Io, 5),
+        (ErrorKind::NoSpace, 28),
+        (ErrorKind::Shutdown, 108),
+    ] {
         let accepted = submitted(step(&mut machine, request(command::READ, 0, 0, 512)));
-        replied(machine.handle_completion(accepted.token, Err(kind)), expected);
+        replied(
+            machine.handle_completion(accepted.token, Err(kind)),
+            expected,
+        );
     }
     // A read that is too short fails: its data must not shift the stream.
     let accepted = submitted(step(&mut machine, request(command::READ, 0, 0, 1024)));
@@ -207,30 +284,61 @@ fn failures_of_the_backend_become_errnos() {
 
 #[test]
 fn zeroes_the_backend_cannot_make_are_written_part_by_part() {
-    let geometry = Geometry { can_write_zeroes: false, ..geometry() };
+    let geometry = Geometry {
+        can_write_zeroes: false,
+        ..geometry()
+    };
     let mut machine = Transmission::new(&geometry);
     let len = 2 * ZERO_FILL_BYTES + 512;
-    let first = submitted(step(&mut machine, request(command::WRITE_ZEROES, 1, 512, len)));
-    let fill = |offset, len| Command::ZeroFill { offset, len, fua: true };
+    let first = submitted(step(
+        &mut machine,
+        request(command::WRITE_ZEROES, 1, 512, len),
+    ));
+    let fill = |offset, len| Command::ZeroFill {
+        offset,
+        len,
+        fua: true,
+    };
     assert_eq!(first.command, fill(512, ZERO_FILL_BYTES));
     let second = machine.handle_completion(first.token, Ok(0));
     let at = 512 + u64::from(ZERO_FILL_BYTES);
     let token = first.token;
-    assert_eq!(second, Next::Submit(Accepted { token, command: fill(at, ZERO_FILL_BYTES) }));
+    assert_eq!(
+        second,
+        Next::Submit(Accepted {
+            token,
+            command: fill(at, ZERO_FILL_BYTES)
+        })
+    );
     let third = machine.handle_completion(first.token, Ok(0));
     let at = at + u64::from(ZERO_FILL_BYTES);
-    assert_eq!(third, Next::Submit(Accepted { token, command: fill(at, 512) }));
+    assert_eq!(
+        third,
+        Next::Submit(Accepted {
+            token,
+            command: fill(at, 512)
+        })
+    );
     replied(machine.handle_completion(first.token, Ok(0)), 0);
 
     // A failure ends it at once.
-    let first = submitted(step(&mut machine, request(command::WRITE_ZEROES, 0, 0, len)));
-    replied(machine.handle_completion(first.token, Err(ErrorKind::Io)), 5);
+    let first = submitted(step(
+        &mut machine,
+        request(command::WRITE_ZEROES, 0, 0, len),
+    ));
+    replied(
+        machine.handle_completion(first.token, Err(ErrorKind::Io)),
+        5,
+    );
     assert_eq!(machine.in_flight(), 0);
 }
 
 #[test]
 fn a_trim_that_was_never_offered_is_done() {
-    let mut machine = Transmission::new(&Geometry { can_trim: false, ..geometry() });
+    let mut machine = Transmission::new(&Geometry {
+        can_trim: false,
+        ..geometry()
+    });
     refused(&mut machine, request(command::TRIM, 0, 0, 512), 0);
 }
 
@@ -239,13 +347,22 @@ fn a_trim_with_fua_is_followed_by_a_flush() {
     let mut machine = Transmission::new(&geometry());
     let trim = submitted(step(&mut machine, request(command::TRIM, 1, 0, 512)));
     let next = machine.handle_completion(trim.token, Ok(0));
-    assert_eq!(next, Next::Submit(Accepted { token: trim.token, command: Command::Flush }));
+    assert_eq!(
+        next,
+        Next::Submit(Accepted {
+            token: trim.token,
+            command: Command::Flush
+        })
+    );
     replied(machine.handle_completion(trim.token, Ok(0)), 0);
 }
 
 #[test]
 fn without_a_volatile_cache_a_flush_is_done_at_once() {
-    let mut machine = Transmission::new(&Geometry { write_cache: false, ..geometry() });
+    let mut machine = Transmission::new(&Geometry {
+        write_cache: false,
+        ..geometry()
+    });
     refused(&mut machine, request(command::FLUSH, 0, 0, 0), 0);
     submitted(step(&mut machine, request(command::TRIM, 1, 0, 512)));
 }
@@ -268,8 +385,11 @@ fn the_count_of_requests_is_limited() {
 
 #[test]
 fn the_bytes_under_way_are_limited_until_they_are_sent() {
-    let geometry =
-        Geometry { size_bytes: 1 << 40, request_bytes_max: PAYLOAD_BYTES_MAX, ..geometry() };
+    let geometry = Geometry {
+        size_bytes: 1 << 40,
+        request_bytes_max: PAYLOAD_BYTES_MAX,
+        ..geometry()
+    };
     let mut machine = Transmission::new(&geometry);
     let half = PAYLOAD_BYTES_MAX / 2;
     let first = submitted(step(&mut machine, request(command::READ, 0, 0, half)));
@@ -278,8 +398,15 @@ fn the_bytes_under_way_are_limited_until_they_are_sent() {
     assert_eq!(machine.handle_input(&small), Ok((0, Step::Full)));
     // What has no data is not held up.
     submitted(step(&mut machine, request(command::FLUSH, 0, 0, 0)));
-    replied(machine.handle_completion(first.token, Ok(usize::try_from(half).unwrap())), 0);
-    assert_eq!(machine.handle_input(&small), Ok((0, Step::Full)), "not sent yet");
+    replied(
+        machine.handle_completion(first.token, Ok(usize::try_from(half).unwrap())),
+        0,
+    );
+    assert_eq!(
+        machine.handle_input(&small),
+        Ok((0, Step::Full)),
+        "not sent yet"
+    );
     machine.handle_sent(usize::try_from(half).unwrap());
     submitted(machine.handle_input(&small).unwrap().1);
 }
@@ -288,7 +415,10 @@ fn the_bytes_under_way_are_limited_until_they_are_sent() {
 fn disc_ends_and_nothing_after_it_counts() {
     let mut machine = Transmission::new(&geometry());
     let read = submitted(step(&mut machine, request(command::READ, 0, 0, 512)));
-    assert_eq!(step(&mut machine, request(command::DISC, 0, 0, 0)), Step::Disconnect);
+    assert_eq!(
+        step(&mut machine, request(command::DISC, 0, 0, 0)),
+        Step::Disconnect
+    );
     assert_eq!(machine.handle_input(&[1, 2, 3]), Ok((3, Step::Disconnect)));
     replied(machine.handle_completion(read.token, Ok(512)), 0);
 }
@@ -363,7 +493,9 @@ fn drive(stream: &[u8], pieces: &[usize]) -> Vec<Event> {
                             continue;
                         }
                         Step::Payload(accepted) => {
-                            let Command::Write { len, .. } = accepted.command else { panic!() };
+                            let Command::Write { len, .. } = accepted.command else {
+                                panic!()
+                            };
                             due = Some((accepted, Vec::new(), usize::try_from(len).unwrap()));
                             continue;
                         }
@@ -387,11 +519,22 @@ fn drive(stream: &[u8], pieces: &[usize]) -> Vec<Event> {
 }
 
 fn any_request() -> impl Strategy<Value = (Request, Vec<u8>)> {
-    let offset = prop_oneof![(0_u64..40).prop_map(|n| n * 512), any::<u64>(), Just(SIZE), 0..SIZE];
+    let offset = prop_oneof![
+        (0_u64..40).prop_map(|n| n * 512),
+        any::<u64>(),
+        Just(SIZE),
+        0..SIZE
+    ];
     let length = prop_oneof![(0_u32..4).prop_map(|n| n * 512), 0_u32..3000];
     (0_u16..9, 0_u16..8, any::<u64>(), offset, length).prop_map(
         |(command, flags, cookie, offset, length)| {
-            let request = Request { flags, command, cookie, offset, length };
+            let request = Request {
+                flags,
+                command,
+                cookie,
+                offset,
+                length,
+            };
             let payload = if command == command::WRITE { length } else { 0 };
             (request, vec![0x77; usize::try_from(payload).unwrap()])
         },
