@@ -1,6 +1,10 @@
 //! Replays the committed corpora of `fuzz/` with every ordinary test run: each input, each of its beginnings, and
 //! each with single bits turned over. No libFuzzer is needed; a found input becomes a file in its corpus.
 
+#[expect(
+    unreachable_pub,
+    reason = "cargo-fuzz includes the same file as a library"
+)]
 #[path = "../fuzz/src/lib.rs"]
 mod bodies;
 

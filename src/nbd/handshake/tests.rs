@@ -105,7 +105,7 @@ fn replies(parts: &[(u32, u32, &[u8])]) -> Vec<u8> {
         .collect()
 }
 
-/// size 1 MiB, flags: HAS_FLAGS FLUSH FUA TRIM WRITE_ZEROES CAN_MULTI_CONN.
+/// Size 1 MiB; flags `HAS_FLAGS`, `SEND_FLUSH`, `SEND_FUA`, `SEND_TRIM`, `SEND_WRITE_ZEROES`, `CAN_MULTI_CONN`.
 const EXPORT_INFO: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x01, 0x6d];
 /// 512, 65536, 1 MiB.
 const BLOCK_INFO: &[u8] = &[0, 3, 0, 0, 2, 0, 0, 1, 0, 0, 0, 0x10, 0, 0];
