@@ -7,16 +7,14 @@ use iscsi::proto::{IscsiName, Portal};
 
 use crate::volume::SizeGib;
 
-/// OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi.
+/// The command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "cinder-nbd",
     version,
-    about,
+    about = "OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi",
     propagate_version = true,
-    max_term_width = 100
-)]
-#[command(
+    max_term_width = 100,
     after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage."
 )]
 pub struct Arguments {
@@ -187,7 +185,7 @@ pub enum VolumeVerb {
 pub struct VolumeCreate {
     /// Name of the new volume
     pub name: String,
-    /// Size in GiB, or with a unit; rounded up to whole GiB [default: default_size of the configuration, else 1]
+    /// Size in GiB, or with a unit; rounded up to whole GiB [default: the configuration's, else 1]
     #[arg(long, value_name = "SIZE")]
     pub size: Option<SizeGib>,
     /// Volume type
@@ -278,7 +276,7 @@ mod tests {
     fn half_a_target_and_two_volumes_are_refused() {
         let target = "--portal 127.0.0.1 --target iqn.2026-11.example:a --lun 0";
         for words in [
-            "".to_owned(),
+            String::new(),
             "attach".to_owned(),
             "attach --portal 127.0.0.1".to_owned(),
             "attach --portal 127.0.0.1 --lun 0".to_owned(),
@@ -303,7 +301,9 @@ mod tests {
     #[test]
     fn a_target_is_seen() {
         let words = "attach --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 3 --chap-user u --chap-secret-file f";
-        let Verb::Attach(attach) = parsed(words).unwrap().verb else { panic!("not attach") };
+        let Verb::Attach(attach) = parsed(words).unwrap().verb else {
+            panic!("not attach")
+        };
         let target = attach.target.expect("a target was given");
         assert_eq!((target.lun, target.chap_user.as_deref()), (3, Some("u")));
         assert!(attach.volume.is_none());

@@ -8,7 +8,6 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use iscsi::proto::{ChapCredentials, Secret};
 
-
 /// The credentials, if the options name some.
 pub(super) fn credentials(
     user: Option<&str>,
@@ -17,7 +16,10 @@ pub(super) fn credentials(
     let (Some(name), Some(file)) = (user, secret_file) else {
         return Ok(None);
     };
-    Ok(Some(ChapCredentials { name: name.to_owned(), secret: read(file)? }))
+    Ok(Some(ChapCredentials {
+        name: name.to_owned(),
+        secret: read(file)?,
+    }))
 }
 
 fn read(path: &Path) -> anyhow::Result<Secret> {

@@ -248,7 +248,11 @@ async fn export_to_us(
     let ip = match cx.settings.ip.clone() {
         Some(ip) => ip,
         // iSCSI drivers need some address and look at it little; none on the route means a cloud on this host.
-        None => cx.cloud.local_ip().await.unwrap_or_else(|| "127.0.0.1".to_owned()),
+        None => cx
+            .cloud
+            .local_ip()
+            .await
+            .unwrap_or_else(|| "127.0.0.1".to_owned()),
     };
     let connector = Connector {
         initiator: cx.settings.initiator_name.clone(),
@@ -405,7 +409,7 @@ const LANES_MAX: usize = 16;
 /// RFC 7143 §11.12.5: type 10b, a random number of 24 bits, a qualifier of 16 bits.
 pub fn lane_isid(id: Uuid, lane: usize) -> Isid {
     let random = id.as_bytes();
-    let lane = u8::try_from(lane % LANES_MAX).expect("a remainder of 16");
+    let lane = u8::try_from(lane % LANES_MAX).unwrap_or_default();
     // The last bytes of a version 4 UUID are all random; the lane takes the lowest four bits of the qualifier.
     let qualifier = u16::from_be_bytes([random[12], (random[11] << 4) | lane]);
     Isid::random([random[15], random[14], random[13]], qualifier)

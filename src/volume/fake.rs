@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::error::Cause;
-use super::platform::{Content, Device, MountOptions, MountUser, Platform};
+use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
 use super::request::Fstype;
 use super::{CREATED_BY, Cloud, Settings};
 use crate::cinder::{ConnectionInfo, Connector, NewVolume, Volume};
@@ -264,7 +264,10 @@ impl Cloud for World {
     ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>> {
         Box::pin(async move {
             self.enter("connect_attachment").await?;
-            assert_eq!((connector.host.as_str(), connector.ip.as_str()), ("testhost", "192.0.2.7"));
+            assert_eq!(
+                (connector.host.as_str(), connector.ip.as_str()),
+                ("testhost", "192.0.2.7")
+            );
             let volume = self
                 .inner()
                 .attachments
@@ -340,10 +343,7 @@ impl Device for FakeDevice {
         "a LUN of the test".to_owned()
     }
 
-    fn disconnect(
-        self: Box<Self>,
-        force: bool,
-    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>> {
+    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected> {
         Box::pin(async move {
             let call = if force {
                 "disconnect_by_force"

@@ -18,7 +18,6 @@ mod host;
 mod journal;
 mod platform;
 mod request;
-mod stale;
 mod worker;
 
 #[cfg(test)]
@@ -35,7 +34,7 @@ pub use cloud::{Cloud, ConfiguredCloud};
 pub use engine::{Engine, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
-pub use platform::{Content, Device, MountOptions, MountUser, Platform};
+pub use platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
 pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting need it.

@@ -24,7 +24,10 @@ impl Outcome {
         assert_eq!(self.code, Some(1), "{self:?}");
         assert_eq!(self.stdout, "", "a failure answers nothing");
         let line = self.stderr.trim_end_matches('\n');
-        assert!(!line.contains('\n') && line.starts_with("cinder-nbd: "), "not one line: {self:?}");
+        assert!(
+            !line.contains('\n') && line.starts_with("cinder-nbd: "),
+            "not one line: {self:?}"
+        );
         line
     }
 
@@ -46,15 +49,24 @@ impl Outcome {
 
 /// The program without what the developer's shell says about clouds.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cinder-nbd"));
+    let mut command = Command::new(path_of_program());
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("OS_") || name.starts_with("CINDER_NBD_") || name == "RUST_LOG" {
             command.env_remove(name);
         }
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Where the program is: beside the tests, or where the VM bed has put it.
+fn path_of_program() -> PathBuf {
+    let named = std::env::var_os("CINDER_NBD_PROGRAM").map(PathBuf::from);
+    named.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_cinder-nbd")))
 }
 
 /// Runs to the end.
@@ -96,7 +108,10 @@ impl Home {
              host = \"testhost\"\n"
         );
         std::fs::write(directory.path().join("config.toml"), text).unwrap();
-        Self { directory, environment }
+        Self {
+            directory,
+            environment,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -106,7 +121,10 @@ impl Home {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = program();
         command.envs(self.environment.iter().cloned());
-        command.arg("--config").arg(self.path("config.toml")).args(words);
+        command
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .args(words);
         command
     }
 
@@ -123,15 +141,30 @@ impl Home {
         path.display().to_string()
     }
 
+    /// A call of Docker's engine, made by curl.
+    pub(crate) fn docker(&self, call: &str, body: &str) -> serde_json::Value {
+        let output = Command::new("curl")
+            .args(["--silent", "--unix-socket"])
+            .arg(self.path("docker.sock"))
+            .args(["--data", body, &format!("http://plugin/{call}")])
+            .output()
+            .expect("curl is installed (apt-get install curl; cargo xtask test does it)");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// The number of attachments written down.
     pub(crate) fn journal(&self) -> usize {
-        std::fs::read_dir(self.path("state/attachments")).unwrap().count()
+        std::fs::read_dir(self.path("state/attachments"))
+            .unwrap()
+            .count()
     }
 
     pub(crate) fn daemon(&self) -> Running {
         let daemon = Running::start(self.command(&["daemon"]));
         let socket = self.path("run/control.sock");
-        wait_until("the daemon listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        wait_until("the daemon listens", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
         daemon
     }
 }
@@ -143,13 +176,17 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
-        Self { child: command.spawn().unwrap() }
+        Self {
+            child: command.spawn().unwrap(),
+        }
     }
 
     /// The first line it prints.
     pub(crate) fn first_line(&mut self) -> String {
         let mut line = String::new();
-        BufReader::new(self.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(self.child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         line.trim_end().to_owned()
     }
 
@@ -165,11 +202,16 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         };
         let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut log)
+            .unwrap();
         (status.code(), log)
     }
 
-    /// Ends it without a word.
+    /// Ends it without a word, and waits until it is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -185,7 +227,11 @@ impl Drop for Running {
 }
 
 pub(crate) fn signal(pid: u32, name: &str) {
-    let done = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    let done = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status()
+        .unwrap();
     assert!(done.success());
 }
 

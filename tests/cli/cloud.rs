@@ -15,7 +15,14 @@ fn cloud() -> (Cloud, Home) {
 #[track_caller]
 fn assert_nothing_is_left(cloud: &Cloud, home: &Home) {
     assert!(cloud.attachments().is_empty(), "{:?}", cloud.attachments());
-    assert!(cloud.volumes().iter().all(|volume| volume.status == "available"), "{:?}", cloud.volumes());
+    assert!(
+        cloud
+            .volumes()
+            .iter()
+            .all(|volume| volume.status == "available"),
+        "{:?}",
+        cloud.volumes()
+    );
     cloud.target().wait_sessions(0);
     assert_eq!(home.journal(), 0);
 }
@@ -23,26 +30,52 @@ fn assert_nothing_is_left(cloud: &Cloud, home: &Home) {
 #[test]
 fn a_volume_is_created_listed_shown_and_deleted() {
     let (cloud, home) = cloud();
-    let id = home.run(&["volume", "create", "v1", "--size", "1500MiB"]).ok().stdout.trim().to_owned();
-    assert_eq!((cloud.volumes()[0].id.as_str(), cloud.volumes()[0].size), (id.as_str(), 2));
+    let id = home
+        .run(&["volume", "create", "v1", "--size", "1500MiB"])
+        .ok()
+        .stdout
+        .trim()
+        .to_owned();
+    assert_eq!(
+        (cloud.volumes()[0].id.as_str(), cloud.volumes()[0].size),
+        (id.as_str(), 2)
+    );
     let marks = &cloud.volumes()[0].metadata;
-    assert!(marks.contains(&("cinder-nbd.created_by".to_owned(), "testhost".to_owned())), "{marks:?}");
+    assert!(
+        marks.contains(&("cinder-nbd.created_by".to_owned(), "testhost".to_owned())),
+        "{marks:?}"
+    );
 
     let table = home.run(&["volume", "list"]).ok().stdout;
-    assert!(table.contains(&id) && table.contains("v1") && table.contains("2 GiB"), "{table}");
+    assert!(
+        table.contains(&id) && table.contains("v1") && table.contains("2 GiB"),
+        "{table}"
+    );
     let listed = home.run(&["volume", "list", "--json"]).ok().stdout;
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &"v1".into()));
+    assert_eq!(
+        (listed.as_array().unwrap().len(), &listed[0]["name"]),
+        (1, &"v1".into())
+    );
     for asked in ["v1", &id] {
         let shown = home.run(&["volume", "show", asked, "--json"]).ok().stdout;
         let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-        assert_eq!((&shown["id"], &shown["status"]), (&id.as_str().into(), &"available".into()));
+        assert_eq!(
+            (&shown["id"], &shown["status"]),
+            (&id.as_str().into(), &"available".into())
+        );
     }
-    assert!(home.run(&["volume", "show", "v1"]).ok().stdout.contains("available"));
+    assert!(
+        home.run(&["volume", "show", "v1"])
+            .ok()
+            .stdout
+            .contains("available")
+    );
     home.run(&["volume", "delete", "v1"]).ok();
     assert!(cloud.volumes().is_empty());
     assert_eq!(home.run(&["volume", "list"]).ok().stdout, "");
-    home.run(&["volume", "delete", "v1"]).fails_with(&["deleting v1"]);
+    home.run(&["volume", "delete", "v1"])
+        .fails_with(&["deleting v1"]);
 }
 
 #[test]
@@ -56,20 +89,26 @@ fn a_wrong_password_is_named_and_not_shown() {
     }
     let home = Home::with_environment(environment);
     let outcome = home.run(&["volume", "list"]);
-    outcome.fails_with(&["listing volumes", "401", "OS_PASSWORD"]);
+    outcome.fails_with(&[
+        "listing volumes",
+        "refuses the credentials",
+        "check user, password",
+    ]);
     assert!(!outcome.stderr.contains("wrong-and-secret"));
 }
 
 #[test]
 fn an_absent_volume_is_named() {
     let (_cloud, home) = cloud();
-    home.run(&["volume", "show", "absent"]).fails_with(&["showing absent", "no volume"]);
+    home.run(&["volume", "show", "absent"])
+        .fails_with(&["showing absent", "no volume"]);
 }
 
 #[test]
 fn a_quota_is_named() {
     let (cloud, home) = cloud();
-    home.run(&["volume", "create", "v1", "--size", "11"]).fails_with(&["creating v1", "quota"]);
+    home.run(&["volume", "create", "v1", "--size", "11"])
+        .fails_with(&["creating v1", "quota"]);
     assert!(cloud.volumes().is_empty());
 }
 
@@ -77,7 +116,8 @@ fn a_quota_is_named() {
 fn an_unavailable_cinder_is_named() {
     let (cloud, home) = cloud();
     cloud.inject(Fault::answer("*", 503));
-    home.run(&["volume", "list"]).fails_with(&["listing volumes", "503"]);
+    home.run(&["volume", "list"])
+        .fails_with(&["listing volumes", "503"]);
 }
 
 #[test]
@@ -85,9 +125,11 @@ fn an_attach_that_cinder_refuses_is_one_line_and_leaves_nothing() {
     let (cloud, home) = cloud();
     home.run(&["volume", "create", "v1"]).ok();
     let daemon = home.daemon();
-    home.run(&["attach", "absent"]).fails_with(&["attaching absent", "no such volume"]);
+    home.run(&["attach", "absent"])
+        .fails_with(&["attaching absent", "no such volume"]);
     cloud.inject(Fault::answer("*", 503));
-    home.run(&["attach", "v1"]).fails_with(&["attaching v1", "503"]);
+    home.run(&["attach", "v1"])
+        .fails_with(&["attaching v1", "503"]);
     cloud.clear_faults();
     assert_nothing_is_left(&cloud, &home);
     let (code, log) = daemon.terminate();
@@ -103,8 +145,12 @@ fn a_kernel_without_nbd_leaves_cinder_untouched() {
     let (cloud, home) = cloud();
     home.run(&["volume", "create", "v1"]).ok();
     let daemon = home.daemon();
-    home.run(&["attach", "v1"]).fails_with(&["attaching v1", "nbd", "modprobe nbd"]);
-    let touched = cloud.requests().into_iter().any(|request| request.name.contains("/attachments"));
+    home.run(&["attach", "v1"])
+        .fails_with(&["attaching v1", "nbd", "modprobe nbd"]);
+    let touched = cloud
+        .requests()
+        .into_iter()
+        .any(|request| request.name.contains("/attachments"));
     assert!(!touched, "Cinder was asked for an attachment");
     assert_nothing_is_left(&cloud, &home);
     drop(daemon);
@@ -115,31 +161,41 @@ fn a_kernel_without_nbd_leaves_cinder_untouched() {
 fn docker_creates_and_removes_through_the_daemon() {
     let (cloud, home) = cloud();
     let daemon = home.daemon();
-    let call = |call: &str, body: &str| {
-        let output = std::process::Command::new("curl")
-            .args(["--silent", "--unix-socket"])
-            .arg(home.path("docker.sock"))
-            .args(["--data", body, &format!("http://plugin/{call}")])
-            .output()
-            .expect("curl is installed (apt-get install curl; cargo xtask test does it)");
-        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
-    };
+    let call = |call: &str, body: &str| home.docker(call, body);
     assert_eq!(call("Plugin.Activate", "")["Implements"][0], "VolumeDriver");
-    assert_eq!(call("VolumeDriver.Create", r#"{"Name":"v1","Opts":{"size":"1"}}"#)["Err"], "");
+    assert_eq!(
+        call(
+            "VolumeDriver.Create",
+            r#"{"Name":"v1","Opts":{"size":"1"}}"#
+        )["Err"],
+        ""
+    );
     assert_eq!(cloud.volumes()[0].name.as_deref(), Some("v1"));
     assert_eq!(call("VolumeDriver.List", "{}")["Volumes"][0]["Name"], "v1");
-    let refused = call("VolumeDriver.Create", r#"{"Name":"v2","Opts":{"size":"100"}}"#);
-    assert!(refused["Err"].as_str().unwrap().contains("quota"), "{refused}");
+    let refused = call(
+        "VolumeDriver.Create",
+        r#"{"Name":"v2","Opts":{"size":"100"}}"#,
+    );
+    assert!(
+        refused["Err"].as_str().unwrap().contains("quota"),
+        "{refused}"
+    );
     if !kernel_has_nbd() {
         let refused = call("VolumeDriver.Mount", r#"{"Name":"v1","ID":"c1"}"#);
-        assert!(refused["Err"].as_str().unwrap().contains("modprobe nbd"), "{refused}");
+        assert!(
+            refused["Err"].as_str().unwrap().contains("modprobe nbd"),
+            "{refused}"
+        );
     }
     // A new daemon knows it without asking anybody.
     let (code, log) = daemon.terminate();
     assert_eq!(code, Some(0), "{log}");
     cloud.inject(Fault::answer("*", 503));
     let daemon = home.daemon();
-    assert_eq!(call("VolumeDriver.Get", r#"{"Name":"v1"}"#)["Volume"]["Name"], "v1");
+    assert_eq!(
+        call("VolumeDriver.Get", r#"{"Name":"v1"}"#)["Volume"]["Name"],
+        "v1"
+    );
     cloud.clear_faults();
     assert_eq!(call("VolumeDriver.Remove", r#"{"Name":"v1"}"#)["Err"], "");
     assert!(cloud.volumes().is_empty());

@@ -4,5 +4,6 @@
 
 mod bed;
 mod cloud;
+mod kernel;
 mod target;
 mod usage;

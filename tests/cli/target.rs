@@ -13,11 +13,19 @@ const SECRET: &str = "a-secret-of-16-b";
 
 fn target() -> Tgtd {
     let tgtd = Tgtd::start();
-    tgtd.add_target(IQN).add_lun_file(1, 64 << 20).add_chap(USER, SECRET);
+    tgtd.add_target(IQN)
+        .add_lun_file(1, 64 << 20)
+        .add_chap(USER, SECRET);
     tgtd
 }
 
-fn words<'a>(verb: &'a str, portal: &'a str, iqn: &'a str, lun: &'a str, secret: &'a str) -> Vec<&'a str> {
+fn words<'a>(
+    verb: &'a str,
+    portal: &'a str,
+    iqn: &'a str,
+    lun: &'a str,
+    secret: &'a str,
+) -> Vec<&'a str> {
     let mut words = vec![verb, "--portal", portal, "--target", iqn, "--lun", lun];
     words.extend(["--chap-user", USER, "--chap-secret-file", secret]);
     words
@@ -51,9 +59,15 @@ fn a_closed_port_is_named() {
     let home = Home::new();
     let secret = home.secret(SECRET);
     // Nobody listens on a port that was just given back.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let portal = format!("127.0.0.1:{port}");
-    for outcome in both(&home, |verb| owned(&words(verb, &portal, IQN, "1", &secret))) {
+    for outcome in both(&home, |verb| {
+        owned(&words(verb, &portal, IQN, "1", &secret))
+    }) {
         outcome.fails_with(&[&portal, "refused"]);
     }
 }
@@ -62,7 +76,9 @@ fn a_closed_port_is_named() {
 fn a_wrong_secret_is_named_and_not_shown() {
     let (home, tgtd) = (Home::new(), target());
     let (secret, portal) = (home.secret("quite-another-one"), tgtd.portal());
-    for outcome in both(&home, |verb| owned(&words(verb, &portal, IQN, "1", &secret))) {
+    for outcome in both(&home, |verb| {
+        owned(&words(verb, &portal, IQN, "1", &secret))
+    }) {
         outcome.fails_with(&[IQN, "CHAP"]);
         assert!(!outcome.stderr.contains("quite-another-one"));
     }
@@ -73,7 +89,15 @@ fn a_wrong_secret_is_named_and_not_shown() {
 fn an_unknown_target_is_named() {
     let (home, tgtd) = (Home::new(), target());
     let (secret, portal) = (home.secret(SECRET), tgtd.portal());
-    for outcome in both(&home, |verb| owned(&words(verb, &portal, "iqn.2026-11.example:other", "1", &secret))) {
+    for outcome in both(&home, |verb| {
+        owned(&words(
+            verb,
+            &portal,
+            "iqn.2026-11.example:other",
+            "1",
+            &secret,
+        ))
+    }) {
         outcome.fails_with(&["iqn.2026-11.example:other"]);
     }
     tgtd.wait_sessions(0);
@@ -83,7 +107,9 @@ fn an_unknown_target_is_named() {
 fn a_lun_that_is_not_there_is_named() {
     let (home, tgtd) = (Home::new(), target());
     let (secret, portal) = (home.secret(SECRET), tgtd.portal());
-    for outcome in both(&home, |verb| owned(&words(verb, &portal, IQN, "7", &secret))) {
+    for outcome in both(&home, |verb| {
+        owned(&words(verb, &portal, IQN, "7", &secret))
+    }) {
         outcome.fails_with(&["LUN 7", IQN]);
     }
     tgtd.wait_sessions(0);
@@ -116,7 +142,10 @@ fn an_export_serves_until_sigterm_and_logs_out() {
     let mut command = home.command(&words("export", &portal, IQN, "1", &secret));
     command.arg("--socket").arg(&socket);
     let mut export = Running::start(command);
-    assert_eq!(export.first_line(), format!("nbd+unix:///?socket={}", socket.display()));
+    assert_eq!(
+        export.first_line(),
+        format!("nbd+unix:///?socket={}", socket.display())
+    );
     let client = UnixStream::connect(&socket).unwrap();
     drop(client);
     let (code, log) = export.terminate();
@@ -131,18 +160,31 @@ fn an_export_answers_a_real_client() {
     let (secret, portal) = (home.secret(SECRET), tgtd.portal());
     let socket = home.path("export.sock");
     let mut command = home.command(&words("export", &portal, IQN, "1", &secret));
-    command.arg("--socket").arg(&socket).arg("--read-only").arg("--json");
+    command
+        .arg("--socket")
+        .arg(&socket)
+        .arg("--read-only")
+        .arg("--json");
     let export = Running::start(command);
-    wait_until("the export listens", || UnixStream::connect(&socket).is_ok());
+    wait_until("the export listens", || {
+        UnixStream::connect(&socket).is_ok()
+    });
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let info = std::process::Command::new("nbdinfo")
         .args(["--json", &uri])
         .output()
         .expect("nbdinfo is installed (apt-get install libnbd-bin; cargo xtask test does it)");
-    assert!(info.status.success(), "{}", String::from_utf8_lossy(&info.stderr));
+    assert!(
+        info.status.success(),
+        "{}",
+        String::from_utf8_lossy(&info.stderr)
+    );
     let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
     let export_info = &info["exports"][0];
-    assert_eq!((&export_info["export-size"], &export_info["is_read_only"]), (&(64 << 20).into(), &true.into()));
+    assert_eq!(
+        (&export_info["export-size"], &export_info["is_read_only"]),
+        (&(64 << 20).into(), &true.into())
+    );
     let (code, log) = export.terminate();
     assert_eq!(code, Some(0), "{log}");
     tgtd.wait_sessions(0);
@@ -158,7 +200,10 @@ fn an_export_does_not_take_the_socket_of_another() {
     let mut words = words("export", &portal, IQN, "1", &secret);
     words.extend(["--socket", &socket_text]);
     home.run(&words).fails_with(&[&socket_text]);
-    assert!(UnixStream::connect(&socket).is_ok(), "the other's socket is gone");
+    assert!(
+        UnixStream::connect(&socket).is_ok(),
+        "the other's socket is gone"
+    );
     tgtd.wait_sessions(0);
 }
 
@@ -167,20 +212,35 @@ fn targets_are_discovered() {
     let (home, tgtd) = (Home::new(), target());
     let portal = tgtd.portal();
     let table = home.run(&["discover", "--portal", &portal]).ok().stdout;
-    assert!(table.starts_with("TARGET") && table.contains(IQN), "{table}");
-    let found = home.run(&["discover", "--portal", &portal, "--json"]).ok().stdout;
+    assert!(
+        table.starts_with("TARGET") && table.contains(IQN),
+        "{table}"
+    );
+    let found = home
+        .run(&["discover", "--portal", &portal, "--json"])
+        .ok()
+        .stdout;
     let found: serde_json::Value = serde_json::from_str(&found).unwrap();
     assert_eq!(found[0]["target"], IQN);
-    assert!(found[0]["portals"].as_array().is_some_and(|portals| !portals.is_empty()));
+    assert!(
+        found[0]["portals"]
+            .as_array()
+            .is_some_and(|portals| !portals.is_empty())
+    );
     tgtd.wait_sessions(0);
 }
 
 #[test]
 fn a_portal_without_a_target_is_named() {
     let home = Home::new();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let portal = format!("127.0.0.1:{port}");
-    home.run(&["discover", "--portal", &portal]).fails_with(&["discovering", &portal, "refused"]);
+    home.run(&["discover", "--portal", &portal])
+        .fails_with(&["discovering", &portal, "refused"]);
 }
 
 #[test]

@@ -24,9 +24,16 @@ fn every_verb_has_help_with_an_example() {
         let mut command = program();
         command.args(verb).arg("--help");
         let outcome = run(command).ok();
-        assert!(outcome.stdout.contains("Usage: cinder-nbd"), "{verb:?}: {}", outcome.stdout);
+        assert!(
+            outcome.stdout.contains("Usage: cinder-nbd"),
+            "{verb:?}: {}",
+            outcome.stdout
+        );
         let is_verb = !verb.is_empty();
-        assert!(!is_verb || outcome.stdout.contains("Example"), "{verb:?} has no example");
+        assert!(
+            !is_verb || outcome.stdout.contains("Example"),
+            "{verb:?} has no example"
+        );
     }
 }
 
@@ -37,8 +44,18 @@ fn wrong_usage_exits_with_2() {
         &[],
         &["frobnicate"],
         &["attach"],
-        &["attach", "v1", target[0], target[1], target[2], target[3], "--lun", "0"],
-        &["export", target[0], target[1], target[2], target[3], "--socket", "/tmp/never"],
+        &[
+            "attach", "v1", target[0], target[1], target[2], target[3], "--lun", "0",
+        ],
+        &[
+            "export",
+            target[0],
+            target[1],
+            target[2],
+            target[3],
+            "--socket",
+            "/tmp/never",
+        ],
         &["discover", "--portal", "bad portal"],
         &["detach"],
         &["volume", "create", "v1", "--size", "none"],
@@ -47,7 +64,11 @@ fn wrong_usage_exits_with_2() {
         let mut command = program();
         command.args(words);
         let outcome = run(command);
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{words:?}: {outcome:?}");
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(2), ""),
+            "{words:?}: {outcome:?}"
+        );
         assert!(!outcome.stderr.is_empty(), "{words:?}");
     }
 }
@@ -64,10 +85,15 @@ fn the_secret_has_no_place_on_the_command_line() {
 #[test]
 fn without_a_daemon_the_remedy_is_named() {
     let home = Home::new();
-    for words in
-        [["attach", "v1"].as_slice(), &["detach", "v1"], &["list"], &["list", "--json"], &["status"]]
-    {
-        home.run(words).fails_with(&["the daemon is not running", "systemctl start cinder-nbd"]);
+    for words in [
+        ["attach", "v1"].as_slice(),
+        &["detach", "v1"],
+        &["list"],
+        &["list", "--json"],
+        &["status"],
+    ] {
+        home.run(words)
+            .fails_with(&["the daemon is not running", "systemctl start cinder-nbd"]);
     }
 }
 
@@ -80,7 +106,8 @@ fn without_a_cloud_the_remedy_is_named() {
         &["volume", "show", "v1"],
         &["volume", "delete", "v1"],
     ] {
-        home.run(words).fails_with(&["no cloud is configured", "OS_CLOUD"]);
+        home.run(words)
+            .fails_with(&["no cloud is configured", "OS_CLOUD"]);
     }
 }
 
@@ -97,14 +124,24 @@ fn the_daemon_shows_itself_and_ends_cleanly() {
     let daemon = home.daemon();
     let status = home.run(&["status", "--json"]).ok().stdout;
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    assert_eq!((&status["host"], &status["cloud"]), (&"testhost".into(), &false.into()));
+    assert_eq!(
+        (&status["host"], &status["cloud"]),
+        (&"testhost".into(), &false.into())
+    );
     assert_eq!(home.run(&["list", "--json"]).ok().stdout.trim(), "[]");
     assert_eq!(home.run(&["list"]).ok().stdout, "");
-    home.run(&["attach", "v1"]).fails_with(&["attaching v1", "no cloud is configured"]);
-    home.run(&["detach", "v1"]).fails_with(&["v1 is not attached here"]);
+    home.run(&["attach", "v1"])
+        .fails_with(&["attaching v1", "no cloud is configured"]);
+    home.run(&["detach", "v1"])
+        .fails_with(&["v1 is not attached here"]);
 
     // One daemon to a directory, and the first is not disturbed.
-    home.run(&["daemon"]).stderr.lines().last().unwrap().contains("another cinder-nbd daemon");
+    home.run(&["daemon"])
+        .stderr
+        .lines()
+        .last()
+        .unwrap()
+        .contains("another cinder-nbd daemon");
     home.run(&["status"]).ok();
 
     let (code, log) = daemon.terminate();
