@@ -261,7 +261,7 @@ mod tests {
         entry.step = Step::Attached;
         entry.attachment_id = Some("a-1".to_owned());
         store.save_entry(&entry).await.unwrap();
-        assert_eq!(store.load().unwrap(), (Vec::new(), vec!std::slice::from_ref(&entry)));
+        assert_eq!(store.load().unwrap(), (Vec::new(), vec![entry.clone()]));
         store.forget_entry(&entry).await.unwrap();
         store.forget_entry(&entry).await.unwrap();
         assert_eq!(store.load().unwrap(), (Vec::new(), Vec::new()));
