@@ -3,6 +3,11 @@
 //!
 //! Runs where `CINDER_NBD_REAL_CINDER` and the `OS_*` variables that `up` prints are set; elsewhere each test says that
 //! it cannot run. `cargo xtask test` sets them.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "what does not hold ends the test, in its helpers too"
+)]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,6 +1,13 @@
 //! The export judged by other people's clients: libnbd's tools, qemu's tools, fio; and by hand where none is rude
 //! enough. The backend is memory; what is judged is the protocol, the lane and the listener.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so do its helpers"
+)]
+
+#[path = "nbd_bed/export.rs"]
+mod export;
 mod nbd_bed;
 
 use std::io::{Read, Write};
@@ -10,7 +17,8 @@ use std::time::Duration;
 use cinder_nbd::block::ErrorKind;
 use cinder_nbd::nbd::ExportOptions;
 use cinder_nbd::nbd::wire::{self, OptionHeader, Request, command, option};
-use nbd_bed::{Export, Medium, run, run_ok, serve, wait_for};
+use export::{Export, serve};
+use nbd_bed::{Medium, run, run_ok, wait_for};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -154,7 +162,7 @@ fn qemu_img_reads_and_compares() {
 fn qemu_io_writes_zeroes_trims_and_flushes() {
     for can_write_zeroes in [true, false] {
         let medium = Medium::with(8 * MIB, |geometry| {
-            geometry.can_write_zeroes = can_write_zeroes
+            geometry.can_write_zeroes = can_write_zeroes;
         });
         let export = Export::of(&medium);
         let script = [
@@ -176,9 +184,9 @@ fn qemu_io_writes_zeroes_trims_and_flushes() {
         ];
         let uri = export.uri();
         let mut arguments = vec!["-f", "raw"];
-        script
-            .iter()
-            .for_each(|line| arguments.extend(["-c", line]));
+        for line in script {
+            arguments.extend(["-c", line]);
+        }
         arguments.push(&uri);
         let output = run_ok("qemu-io", &arguments);
         assert!(
@@ -371,7 +379,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     let second = Export::with(&Medium::new(MIB), |options| {
-        options.socket.clone_from(&stale)
+        options.socket.clone_from(&stale);
     });
     wait_for("the new socket", || UnixStream::connect(&stale).is_ok());
     drop(second);

@@ -312,6 +312,11 @@ fn tls_remedy(lower: &str) -> Option<&'static str> {
     if lower.contains("notvalidforname") || lower.contains("not valid for name") {
         return Some("the address must use a name that the certificate holds");
     }
+    if lower.contains("causedasendentity") {
+        return Some(
+            "the server shows an authority's own certificate: it needs one signed by that authority (CA:FALSE)",
+        );
+    }
     if lower.contains("expired") {
         return Some("the certificate must be renewed; is this machine's clock right?");
     }
@@ -498,6 +503,10 @@ mod tests {
             (
                 "invalid peer certificate: certificate not valid for name \"x\"",
                 "name",
+            ),
+            (
+                "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))",
+                "CA:FALSE",
             ),
             ("invalid peer certificate: Expired", "renewed"),
             ("invalid peer certificate: NotValidYet", "clock"),

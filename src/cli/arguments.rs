@@ -7,16 +7,14 @@ use iscsi::proto::{IscsiName, Portal};
 
 use crate::volume::SizeGib;
 
-/// OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi.
+/// The command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "cinder-nbd",
     version,
-    about,
+    about = "OpenStack Cinder volumes, or any iSCSI LUN, as local block devices and Docker volumes, without open-iscsi",
     propagate_version = true,
-    max_term_width = 100
-)]
-#[command(
+    max_term_width = 100,
     after_help = "Logs go to stderr; CINDER_NBD_LOG=debug shows more. Exit codes: 0 done, 1 failed, 2 wrong usage."
 )]
 pub struct Arguments {
@@ -83,7 +81,7 @@ pub struct Show {
     pub json: bool,
 }
 
-/// Which LUN, and how to reach it.
+/// Which LUN, and how to reach it. Flat: clap sees an optional part as given only by options of its own.
 #[derive(Debug, Args)]
 pub struct TargetOptions {
     /// Address of the target; port 3260 unless given
@@ -95,14 +93,6 @@ pub struct TargetOptions {
     /// Number of the logical unit
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..16384), requires_all = ["portal", "target"])]
     pub lun: u16,
-    /// The CHAP credentials.
-    #[command(flatten)]
-    pub chap: ChapOptions,
-}
-
-/// CHAP, when the target asks for it.
-#[derive(Debug, Args)]
-pub struct ChapOptions {
     /// Name for CHAP, when the target asks for it
     #[arg(long, value_name = "USER", requires = "chap_secret_file")]
     pub chap_user: Option<String>,
@@ -162,9 +152,12 @@ pub struct Discover {
     /// Address of the target; port 3260 unless given
     #[arg(long, value_name = "HOST:PORT")]
     pub portal: Portal,
-    /// The CHAP credentials.
-    #[command(flatten)]
-    pub chap: ChapOptions,
+    /// Name for CHAP, when the target asks for it
+    #[arg(long, value_name = "USER", requires = "chap_secret_file")]
+    pub chap_user: Option<String>,
+    /// File with the CHAP secret
+    #[arg(long, value_name = "FILE", requires = "chap_user")]
+    pub chap_secret_file: Option<PathBuf>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
@@ -192,7 +185,7 @@ pub enum VolumeVerb {
 pub struct VolumeCreate {
     /// Name of the new volume
     pub name: String,
-    /// Size in GiB, or with a unit; rounded up to whole GiB [default: default_size of the configuration, else 1]
+    /// Size in GiB, or with a unit; rounded up to whole GiB [default: the configuration's, else 1]
     #[arg(long, value_name = "SIZE")]
     pub size: Option<SizeGib>,
     /// Volume type
@@ -283,7 +276,7 @@ mod tests {
     fn half_a_target_and_two_volumes_are_refused() {
         let target = "--portal 127.0.0.1 --target iqn.2026-11.example:a --lun 0";
         for words in [
-            "".to_owned(),
+            String::new(),
             "attach".to_owned(),
             "attach --portal 127.0.0.1".to_owned(),
             "attach --portal 127.0.0.1 --lun 0".to_owned(),
@@ -303,6 +296,17 @@ mod tests {
             let kind = parsed(&words).map(|_| ()).unwrap_err().kind();
             assert!(!matches!(kind, ErrorKind::DisplayVersion), "{words}");
         }
+    }
+
+    #[test]
+    fn a_target_is_seen() {
+        let words = "attach --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 3 --chap-user u --chap-secret-file f";
+        let Verb::Attach(attach) = parsed(words).unwrap().verb else {
+            panic!("not attach")
+        };
+        let target = attach.target.expect("a target was given");
+        assert_eq!((target.lun, target.chap_user.as_deref()), (3, Some("u")));
+        assert!(attach.volume.is_none());
     }
 
     #[test]

@@ -29,7 +29,7 @@ async fn connect(config: &Config) -> anyhow::Result<Cinder> {
 
 async fn create(config: &Config, options: VolumeCreate) -> anyhow::Result<()> {
     let doing = format!("creating {}", options.name);
-    let _waiting = Waiting::new(doing.clone());
+    let waiting = Waiting::new(doing.clone());
     let new = NewVolume {
         name: options.name,
         size: options
@@ -46,7 +46,7 @@ async fn create(config: &Config, options: VolumeCreate) -> anyhow::Result<()> {
     };
     let created = async { anyhow::Ok(connect(config).await?.create(&new).await?) };
     let volume = created.await.context(doing)?;
-    drop(_waiting);
+    drop(waiting);
     if options.show.json {
         print_json(&volume)
     } else {

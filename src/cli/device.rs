@@ -32,7 +32,11 @@ pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<(
                 "attaching {} LUN {} at {}",
                 target.target, target.lun, target.portal
             );
-            let chap = secret::credentials(&target.chap).context(doing.clone())?;
+            let chap = secret::credentials(
+                target.chap_user.as_deref(),
+                target.chap_secret_file.as_deref(),
+            )
+            .context(doing.clone())?;
             let client = Client::connect(&config.control_socket).context(doing.clone())?;
             let _waiting = Waiting::new(doing.clone());
             let request = StaticAttachRequest {

@@ -1,4 +1,4 @@
-//! `discover`: the targets behind a portal (SendTargets).
+//! `discover`: the targets behind a portal (`SendTargets`).
 
 use anyhow::Context;
 use iscsi::proto::IscsiName;
@@ -18,7 +18,10 @@ pub(super) async fn run(config: &Config, options: Discover) -> anyhow::Result<()
 
 async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
     let initiator: IscsiName = config.initiator_name.parse()?;
-    let chap = secret::credentials(&options.chap)?;
+    let chap = secret::credentials(
+        options.chap_user.as_deref(),
+        options.chap_secret_file.as_deref(),
+    )?;
     let isid = lane_isid(Uuid::new_v4(), 0);
     let session = session_params(options.portal.clone(), initiator, None, chap, isid);
     let targets = iscsi::client::discover(&session).await?;
@@ -26,7 +29,11 @@ async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
         let values: Vec<serde_json::Value> = targets
             .iter()
             .map(|target| {
-                let portals: Vec<String> = target.portals.iter().map(ToString::to_string).collect();
+                let portals: Vec<String> = target
+                    .portals
+                    .iter()
+                    .map(|found| found.portal.to_string())
+                    .collect();
                 json!({ "target": target.name.to_string(), "portals": portals })
             })
             .collect();
@@ -38,7 +45,7 @@ async fn discover(config: &Config, options: &Discover) -> anyhow::Result<()> {
             target
                 .portals
                 .iter()
-                .map(|portal| vec![target.name.to_string(), portal.to_string()])
+                .map(|portal| vec![target.name.to_string(), portal.portal.to_string()])
         })
         .collect();
     print_table(

@@ -37,7 +37,10 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         target.portal.clone(),
         initiator,
         Some(target.target.clone()),
-        secret::credentials(&target.chap)?,
+        secret::credentials(
+            target.chap_user.as_deref(),
+            target.chap_secret_file.as_deref(),
+        )?,
         lane_isid(Uuid::new_v4(), 0),
     );
     let spec = LunSpec {

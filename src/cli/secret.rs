@@ -8,15 +8,16 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use iscsi::proto::{ChapCredentials, Secret};
 
-use super::arguments::ChapOptions;
-
 /// The credentials, if the options name some.
-pub(super) fn credentials(options: &ChapOptions) -> anyhow::Result<Option<ChapCredentials>> {
-    let (Some(name), Some(file)) = (&options.chap_user, &options.chap_secret_file) else {
+pub(super) fn credentials(
+    user: Option<&str>,
+    secret_file: Option<&Path>,
+) -> anyhow::Result<Option<ChapCredentials>> {
+    let (Some(name), Some(file)) = (user, secret_file) else {
         return Ok(None);
     };
     Ok(Some(ChapCredentials {
-        name: name.clone(),
+        name: name.to_owned(),
         secret: read(file)?,
     }))
 }

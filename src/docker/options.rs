@@ -4,9 +4,10 @@
 //! a volume ends up with the wrong size or filesystem.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use crate::config::advice;
-use crate::volume::CreateRequest;
+use crate::volume::{CreateRequest, Error};
 
 /// Every option there is.
 const KNOWN: [&str; 11] = [
@@ -29,20 +30,8 @@ pub(super) fn parse(options: &BTreeMap<String, String>) -> Result<CreateRequest,
     for (key, value) in options {
         let text = || Some(value.clone());
         match key.as_str() {
-            "size" => {
-                request.size = Some(
-                    value
-                        .parse()
-                        .map_err(|error| format!("option size: {error}"))?,
-                )
-            }
-            "fstype" => {
-                request.fstype = Some(
-                    value
-                        .parse()
-                        .map_err(|error| format!("option fstype: {error}"))?,
-                )
-            }
+            "size" => request.size = Some(parsed(key, value)?),
+            "fstype" => request.fstype = Some(parsed(key, value)?),
             "ro" => request.read_only = flag(value)?,
             "type" => request.volume_type = text(),
             "availability_zone" => request.availability_zone = text(),
@@ -59,6 +48,12 @@ pub(super) fn parse(options: &BTreeMap<String, String>) -> Result<CreateRequest,
     Ok(request)
 }
 
+fn parsed<T: FromStr<Err = Error>>(key: &str, value: &str) -> Result<T, String> {
+    value
+        .parse()
+        .map_err(|error| format!("option {key}: {error}"))
+}
+
 /// `-o ro` arrives as an empty value.
 fn flag(value: &str) -> Result<bool, String> {
     match value {
@@ -72,7 +67,7 @@ fn flag(value: &str) -> Result<bool, String> {
 mod tests {
     use super::*;
 
-    fn parsed(pairs: &[(&str, &str)]) -> Result<CreateRequest, String> {
+    fn read(pairs: &[(&str, &str)]) -> Result<CreateRequest, String> {
         parse(
             &pairs
                 .iter()
@@ -90,18 +85,18 @@ mod tests {
                 "ro" => "",
                 _ => "x",
             };
-            assert!(parsed(&[(key, value)]).is_ok(), "{key}");
+            assert!(read(&[(key, value)]).is_ok(), "{key}");
         }
     }
 
     #[test]
     fn a_wrong_word_is_answered_with_the_right_one() {
-        let error = parsed(&[("sise", "1")]).unwrap_err();
+        let error = read(&[("sise", "1")]).unwrap_err();
         assert!(
             error.contains("\"sise\"") && error.contains("`size`"),
             "{error}"
         );
-        let error = parsed(&[("fsType", "ext4")]).unwrap_err();
+        let error = read(&[("fsType", "ext4")]).unwrap_err();
         assert!(error.contains("`fstype`"), "{error}");
     }
 
@@ -113,7 +108,7 @@ mod tests {
             ("ro", "perhaps"),
             ("mount_opts", "bind"),
         ] {
-            let error = parsed(&[(key, value)]).unwrap_err();
+            let error = read(&[(key, value)]).unwrap_err();
             assert!(error.contains(key) || error.contains(value), "{error}");
         }
     }

@@ -277,3 +277,87 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use super::*;
+    use crate::block::{Completion, Geometry, Request};
+
+    /// These clients never come to transmission: the backend is opened at most, and closed.
+    struct Unused;
+
+    impl Backend for Unused {
+        fn geometry(&self) -> &Geometry {
+            const {
+                &Geometry {
+                    size_bytes: 512,
+                    block_bytes: 512,
+                    physical_block_bytes: 512,
+                    preferred_bytes: 512,
+                    request_bytes_max: 512,
+                    read_only: true,
+                    write_cache: false,
+                    can_trim: false,
+                    can_write_zeroes: false,
+                    rotational: false,
+                }
+            }
+        }
+        fn free_slots(&self) -> usize {
+            0
+        }
+        fn submit(&mut self, request: Request) -> Result<(), Request> {
+            Err(request)
+        }
+        fn poll_completion(&mut self, _cx: &mut Context<'_>) -> Poll<Completion> {
+            Poll::Pending
+        }
+        async fn close(self) {}
+    }
+
+    async fn serve(bytes: &[u8], timeout: Duration) -> Result<End, ClientError> {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut client = UnixStream::from_std(theirs).unwrap();
+        client.write_all(bytes).await.unwrap();
+        let open = || async { Ok::<_, OpenError>(Unused) };
+        // The client stays connected, or the end would be that it left.
+        serve_client(ours, &open, &CancellationToken::new(), timeout).await
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_talking_is_dropped() {
+        let short = Duration::from_millis(30);
+        for bytes in [&b""[..], &[0, 0, 0, 3], b"\0\0\0\x03IHAVEOPT\0\0"] {
+            let outcome = serve(bytes, short).await;
+            assert!(matches!(outcome, Err(ClientError::Timeout)), "{outcome:?}");
+        }
+        // Even after the export was opened for it, by INFO.
+        let info = b"\0\0\0\x03IHAVEOPT\0\0\0\x06\0\0\0\x06\0\0\0\0\0\0";
+        assert!(matches!(
+            serve(info, short).await,
+            Err(ClientError::Timeout)
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_breaks_the_handshake_is_dropped_at_once() {
+        let outcome = serve(&[0xff; 4], Duration::from_mins(1)).await;
+        assert!(
+            matches!(outcome, Err(ClientError::Handshake(_))),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn causes_stand_in_one_line() {
+        let error = Error::Listen {
+            socket: "/run/x".into(),
+            source: io::Error::other("no room"),
+        };
+        assert_eq!(chain(&error), "cannot listen on /run/x: no room");
+    }
+}

@@ -73,7 +73,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// By force, dirty data may take this long to be written; then it is given up.
 const FORCED_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the lanes of a device that is gone may take to flush and log out.
-const LANES_TIMEOUT: Duration = Duration::from_secs(60);
+const LANES_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A device of the kernel's NBD driver that this process serves.
 ///
@@ -98,9 +98,12 @@ impl KernelDevice {
             }
             family => family,
         };
-        family
-            .and_then(|mut family| family.check_permission())
-            .map_err(|error| refusal("be asked for its nbd driver", error))
+        family.map_err(|error| refusal("be asked for its nbd driver", error))?;
+        if netlink::is_permitted() {
+            Ok(())
+        } else {
+            Err(Error::NotPermitted)
+        }
     }
 
     /// Serves `backends` (one lane and one socket each, each on a thread of its own) and connects them to a free
@@ -157,7 +160,7 @@ impl KernelDevice {
             return Err(Error::Identifier(identifier.to_owned()));
         }
         let abort = CancellationToken::new();
-        let mut started = Lanes::start(lanes, Arc::new(open), &abort)?;
+        let mut started = Lanes::start(lanes, &Arc::new(open), &abort)?;
         let outcome = match started.geometry().await {
             Ok(geometry) => attach(geometry, started.kernel_ends, identifier).await,
             Err(error) => Err(error),
@@ -176,26 +179,23 @@ impl KernelDevice {
     }
 
     /// Disconnects what a process that is gone left behind under this identifier, if anything: its I/O fails, its
-    /// users get errors. Blocks until the device is gone.
+    /// users get errors. Blocks until the device is gone, or only its last users keep it.
     ///
     /// That the process is gone is for the caller to know: the kernel does not tell.
     ///
     /// # Errors
-    /// Netlink refused, or the kernel does not let go. No nbd in this kernel is none: then there is nothing.
+    /// Netlink refused. No nbd in this kernel is none: then there is nothing.
     pub fn disconnect_stale(identifier: &str) -> Result<(), Error> {
         let doing = "disconnect a device that was left behind";
-        let find = || {
-            Sysfs::find(identifier).map_err(|error| refusal(doing, netlink::Error::NoSocket(error)))
-        };
-        while let Some(index) = find()? {
-            let mut family = match NbdFamily::open() {
-                Err(netlink::Error::NoFamily) => return Ok(()),
-                family => family.map_err(|error| refusal(doing, error))?,
-            };
-            family
-                .disconnect(index)
-                .map_err(|error| refusal(doing, error))?;
-            wait_until_gone(index)?;
+        let refused = |error| refusal(doing, error);
+        let stale = Sysfs::find(identifier).map_err(|error| refused(error.into()))?;
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let mut family = NbdFamily::open().map_err(refused)?;
+        for index in stale {
+            family.disconnect(index).map_err(refused)?;
+            wait_until_released(index);
         }
         Ok(())
     }
@@ -236,10 +236,8 @@ impl KernelDevice {
         }
         // Held until here, so that nobody could mount the device in between.
         drop(guard);
-        if let Err(error) = blocking(move || wait_until_gone(index)).await {
-            return Err((self, error));
-        }
         join(self.lanes).await;
+        give_up_after(KERNEL_TIMEOUT, move || wait_until_released(index)).await;
         Ok(())
     }
 }
@@ -252,7 +250,7 @@ struct Lanes {
 }
 
 impl Lanes {
-    fn start<B, F, O>(count: usize, open: Arc<O>, abort: &CancellationToken) -> Result<Self, Error>
+    fn start<B, F, O>(count: usize, open: &Arc<O>, abort: &CancellationToken) -> Result<Self, Error>
     where
         B: Backend + Send + 'static,
         F: Future<Output = Result<B, OpenError>> + Send,
@@ -267,7 +265,7 @@ impl Lanes {
             // On an error the lanes so far find their sockets closed, and end.
             let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
             let (tell, opened) = oneshot::channel();
-            let (open, abort) = (Arc::clone(&open), abort.clone());
+            let (open, abort) = (Arc::clone(open), abort.clone());
             let thread = LaneThread::spawn(format!("nbd-lane-{number}"), move || async move {
                 let stream = match UnixStream::from_std(ours) {
                     Ok(stream) => stream,
@@ -475,20 +473,18 @@ fn flush(path: &Path) {
     }
 }
 
-fn wait_until_gone(index: u32) -> Result<(), Error> {
+/// A device that is disconnected is free once its last user has closed it; by force there may be some left, who get
+/// errors from now on.
+fn wait_until_released(index: u32) {
     let sysfs = Sysfs::of(index);
-    let deadline = Instant::now() + KERNEL_TIMEOUT;
+    let deadline = Instant::now() + BUSY_GRACE;
     while sysfs.is_connected() {
         if Instant::now() > deadline {
-            let seconds = KERNEL_TIMEOUT.as_secs();
-            return Err(Error::Deadline {
-                doing: "let go of the device",
-                seconds,
-            });
+            let users = users::describe(index);
+            return tracing::warn!("nbd{index} is disconnected, but not free yet: used by {users}");
         }
         std::thread::sleep(LOOK_PAUSE);
     }
-    Ok(())
 }
 
 async fn join(lanes: Vec<LaneThread<()>>) {
@@ -546,7 +542,10 @@ fn refusal(doing: &'static str, error: netlink::Error) -> Error {
     match error {
         netlink::Error::NoFamily => Error::NoDriver,
         netlink::Error::NotPermitted => Error::NotPermitted,
-        source => Error::Netlink { doing, source },
+        source @ (netlink::Error::Refused(_)
+        | netlink::Error::Socket(_)
+        | netlink::Error::System(_)
+        | netlink::Error::Malformed(_)) => Error::Netlink { doing, source },
     }
 }
 

@@ -173,14 +173,13 @@ impl<B: Backend> Lane<B> {
                 operation: Operation::Flush,
                 offset: 0,
             };
-            match self.backend.submit(flush) {
-                Ok(()) => {
-                    let completion = poll_fn(|cx| self.backend.poll_completion(cx)).await;
-                    if let Err(kind) = completion.result {
-                        tracing::warn!("the last flush of a connection failed: {kind}");
-                    }
+            if self.backend.submit(flush).is_err() {
+                tracing::warn!("the backend took no last flush");
+            } else {
+                let completion = poll_fn(|cx| self.backend.poll_completion(cx)).await;
+                if let Err(kind) = completion.result {
+                    tracing::warn!("the last flush of a connection failed: {kind}");
                 }
-                Err(_) => tracing::warn!("the backend took no last flush"),
             }
         }
         self.backend.close().await;

@@ -310,6 +310,9 @@ impl Transmission {
     }
 
     /// A read's data are sent, or thrown away with the connection.
+    ///
+    /// # Panics
+    /// More is released than was taken (a bug of the driver).
     pub fn handle_sent(&mut self, bytes: usize) {
         self.release_bytes(u32::try_from(bytes).expect("a read is limited to PAYLOAD_BYTES_MAX"));
     }

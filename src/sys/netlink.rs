@@ -13,6 +13,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use neli::consts::genl::{CtrlAttr, CtrlCmd};
@@ -25,6 +26,7 @@ use neli::socket::synchronous::NlSocketHandle;
 use neli::types::{Buffer, GenlBuffer};
 use neli::utils::Groups;
 use rustix::net::sockopt;
+use rustix::thread::CapabilitySet;
 
 /// How long an answer may be on its way once the kernel has taken the request; it is there at once, or never.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,9 +76,9 @@ pub enum Error {
     /// The socket failed, or the answer did not come.
     #[error("the netlink socket failed: {0}")]
     Socket(#[from] SocketError),
-    /// The system would not give a socket.
-    #[error("no netlink socket: {0}")]
-    NoSocket(#[source] io::Error),
+    /// A system call around it failed.
+    #[error("{0}")]
+    System(#[from] io::Error),
     /// A message could not be put together, or an answer not be taken apart.
     #[error("an unexpected netlink message: {0}")]
     Malformed(String),
@@ -115,6 +117,17 @@ pub struct NbdFamily {
     sequence: u32,
 }
 
+/// Whether this process may configure devices, without asking the driver: a refusal would go to the kernel's log.
+/// What cannot be found out counts as no.
+pub fn is_permitted() -> bool {
+    /// Inode of the initial user namespace, a constant of the kernel (`PROC_USER_INIT_INO`).
+    const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFD;
+    let namespace = std::fs::metadata("/proc/self/ns/user").map(|found| found.ino());
+    let capabilities = rustix::thread::capabilities(None);
+    namespace.is_ok_and(|inode| inode == INITIAL_NAMESPACE)
+        && capabilities.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
 type Message = Genlmsghdr<u8, u16>;
 type Attribute = Nlattr<u16, Buffer>;
 
@@ -125,7 +138,7 @@ impl NbdFamily {
     /// `NoFamily` when the driver is not there.
     pub fn open() -> Result<Self, Error> {
         let socket = NlSocketHandle::connect(NlFamily::Generic, None, Groups::empty())?;
-        limit_wait(&socket).map_err(Error::NoSocket)?;
+        limit_wait(&socket)?;
         let mut opened = Self {
             socket,
             family: GenlId::Ctrl.into(),
@@ -139,21 +152,9 @@ impl NbdFamily {
             }
             answer => answer?,
         };
-        let answer = answer.ok_or_else(|| malformed("no family"))?;
+        let answer = answer.ok_or_else(|| malformed(&"no family"))?;
         opened.family = number(&answer, u16::from(CtrlAttr::FamilyId))?;
         Ok(opened)
-    }
-
-    /// Whether we may configure devices: an incomplete request that the driver refuses either for lack of rights or
-    /// as incomplete, and never obeys.
-    ///
-    /// # Errors
-    /// `NotPermitted`.
-    pub fn check_permission(&mut self) -> Result<(), Error> {
-        match self.call(command::DISCONNECT, VERSION, Vec::new()) {
-            Ok(_) | Err(Error::Refused(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Connects the sockets, already in their transmission phase, to a free device; gives its number.
@@ -167,7 +168,7 @@ impl NbdFamily {
     ) -> Result<u32, Error> {
         let attributes = connect_attributes(settings, sockets)?;
         let answer = self.call(command::CONNECT, VERSION, attributes)?;
-        let answer = answer.ok_or_else(|| malformed("no device number"))?;
+        let answer = answer.ok_or_else(|| malformed(&"no device number"))?;
         number(&answer, attribute::INDEX)
     }
 
@@ -208,7 +209,7 @@ impl NbdFamily {
         }
         match self.call(command::STATUS, VERSION, attributes)? {
             Some(answer) => device_list(&answer),
-            None => Err(malformed("no device list")),
+            None => Err(malformed(&"no device list")),
         }
     }
 
@@ -227,7 +228,7 @@ impl NbdFamily {
             .nl_pid(self.socket.pid())
             .nl_payload(NlPayload::Payload(message(command, version, attributes)?))
             .build()
-            .map_err(malformed)?;
+            .map_err(|error| malformed(&error))?;
         self.socket.send(&request)?;
         let mut answer = None;
         loop {
@@ -297,11 +298,12 @@ fn reconfigure_attributes(
 fn socket_list(sockets: &[BorrowedFd<'_>]) -> Result<Attribute, Error> {
     let mut list = attribute(attribute::SOCKETS, Vec::<u8>::new())?;
     for socket in sockets {
-        let number = u32::try_from(socket.as_fd().as_raw_fd()).map_err(malformed)?;
+        let number =
+            u32::try_from(socket.as_fd().as_raw_fd()).map_err(|error| malformed(&error))?;
         let item = attribute(attribute::SOCK_ITEM, Vec::<u8>::new())?
             .nest(&attribute(attribute::SOCK_FD, number)?)
-            .map_err(malformed)?;
-        list = list.nest(&item).map_err(malformed)?;
+            .map_err(|error| malformed(&error))?;
+        list = list.nest(&item).map_err(|error| malformed(&error))?;
     }
     Ok(list)
 }
@@ -310,12 +312,12 @@ fn attribute<P: neli::Size + neli::ToBytes>(kind: u16, payload: P) -> Result<Att
     let kind = AttrTypeBuilder::default()
         .nla_type(kind)
         .build()
-        .map_err(malformed)?;
+        .map_err(|error| malformed(&error))?;
     NlattrBuilder::default()
         .nla_type(kind)
         .nla_payload(payload)
         .build()
-        .map_err(malformed)
+        .map_err(|error| malformed(&error))
 }
 
 fn message(command: u8, version: u8, attributes: Vec<Attribute>) -> Result<Message, Error> {
@@ -324,7 +326,7 @@ fn message(command: u8, version: u8, attributes: Vec<Attribute>) -> Result<Messa
         .version(version)
         .attrs(attributes.into_iter().collect::<GenlBuffer<_, _>>())
         .build()
-        .map_err(malformed)
+        .map_err(|error| malformed(&error))
 }
 
 fn number<T: neli::FromBytes>(answer: &Message, kind: u16) -> Result<T, Error> {
@@ -332,26 +334,28 @@ fn number<T: neli::FromBytes>(answer: &Message, kind: u16) -> Result<T, Error> {
         .attrs()
         .get_attr_handle()
         .get_attr_payload_as::<T>(kind)
-        .map_err(malformed)
+        .map_err(|error| malformed(&error))
 }
 
 fn device_list(answer: &Message) -> Result<Vec<DeviceStatus>, Error> {
     let attributes = answer.attrs().get_attr_handle();
     let list = attributes
         .get_nested_attributes::<u16>(attribute::DEVICE_LIST)
-        .map_err(malformed)?;
+        .map_err(|error| malformed(&error))?;
     let items = list
         .iter()
         .filter(|item| *item.nla_type().nla_type() == attribute::DEVICE_ITEM);
     items
         .map(|item| {
-            let item = item.get_attr_handle::<u16>().map_err(malformed)?;
+            let item = item
+                .get_attr_handle::<u16>()
+                .map_err(|error| malformed(&error))?;
             let index = item
                 .get_attr_payload_as(attribute::DEVICE_INDEX)
-                .map_err(malformed)?;
+                .map_err(|error| malformed(&error))?;
             let connected: u8 = item
                 .get_attr_payload_as(attribute::DEVICE_CONNECTED)
-                .map_err(malformed)?;
+                .map_err(|error| malformed(&error))?;
             Ok(DeviceStatus {
                 index,
                 connected: connected != 0,
@@ -369,7 +373,7 @@ fn refused(code: i32) -> Error {
     }
 }
 
-fn malformed(what: impl ToString) -> Error {
+fn malformed(what: &dyn std::fmt::Display) -> Error {
     Error::Malformed(what.to_string())
 }
 

@@ -18,6 +18,9 @@ pub trait Cloud: Debug + Send + Sync + 'static {
     /// Whether there is one at all.
     fn is_configured(&self) -> bool;
 
+    /// The address of this host on the route to the cloud.
+    fn local_ip(&self) -> BoxFuture<'_, Option<String>>;
+
     /// By UUID or exact name. None: it is certain that there is none.
     fn find<'a>(&'a self, id_or_name: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>>;
 
@@ -90,6 +93,13 @@ impl ConfiguredCloud {
 impl Cloud for ConfiguredCloud {
     fn is_configured(&self) -> bool {
         self.config.is_some()
+    }
+
+    fn local_ip(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async move {
+            let address = self.client().await.ok()?.local_ip().await?;
+            Some(address.to_string())
+        })
     }
 
     fn find<'a>(&'a self, id_or_name: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>> {

@@ -50,7 +50,7 @@ pub struct Running {
 
 #[derive(Debug)]
 enum Message {
-    Volume(String, Command),
+    Volume(String, Box<Command>),
     List(oneshot::Sender<Vec<View>>),
     Stop { deadline: Instant },
 }
@@ -289,7 +289,7 @@ impl Engine {
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        let message = Message::Volume(name.to_owned(), command(reply));
+        let message = Message::Volume(name.to_owned(), Box::new(command(reply)));
         self.messages
             .send(message)
             .await
@@ -379,7 +379,7 @@ impl Registry {
         let deadline = loop {
             tokio::select! {
                 message = inbox.recv() => match message {
-                    Some(Message::Volume(name, command)) => self.route(name, command),
+                    Some(Message::Volume(name, command)) => self.route(name, *command),
                     // A caller that has gone needs no answer.
                     Some(Message::List(reply)) => drop(reply.send(self.views())),
                     Some(Message::Stop { deadline }) => break Some(deadline),

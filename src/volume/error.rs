@@ -102,7 +102,7 @@ pub enum Error {
         left: String,
         /// The first failure.
         #[source]
-        source: Box<Error>,
+        source: Box<Self>,
     },
     /// No cloud is configured.
     #[error(

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::error::Cause;
-use super::platform::{Content, Device, MountOptions, MountUser, Platform};
+use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
 use super::request::Fstype;
 use super::{CREATED_BY, Cloud, Settings};
 use crate::cinder::{ConnectionInfo, Connector, NewVolume, Volume};
@@ -96,6 +96,8 @@ impl World {
             volume_type: None,
             availability_zone: None,
             created_at: Some("2026-11-22T20:00:00.000000".to_owned()),
+            updated_at: None,
+            description: None,
             multiattach: false,
             encrypted: false,
             metadata,
@@ -170,7 +172,7 @@ impl World {
             mount_dir: directory.join("mnt"),
             host: "testhost".to_owned(),
             initiator_name: "iqn.2026-11.org.cinder-nbd:testhost".to_owned(),
-            ip: Some("127.0.0.1".to_owned()),
+            ip: None,
             lanes: 2,
             default_size: 1,
             default_fstype: Fstype::Ext4,
@@ -196,6 +198,10 @@ impl World {
 impl Cloud for World {
     fn is_configured(&self) -> bool {
         true
+    }
+
+    fn local_ip(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async { Some("192.0.2.7".to_owned()) })
     }
 
     fn find<'a>(&'a self, asked: &'a str) -> BoxFuture<'a, Result<Option<Volume>, Cause>> {
@@ -258,7 +264,10 @@ impl Cloud for World {
     ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>> {
         Box::pin(async move {
             self.enter("connect_attachment").await?;
-            assert_eq!(connector.host, "testhost");
+            assert_eq!(
+                (connector.host.as_str(), connector.ip.as_str()),
+                ("testhost", "192.0.2.7")
+            );
             let volume = self
                 .inner()
                 .attachments
@@ -334,10 +343,7 @@ impl Device for FakeDevice {
         "a LUN of the test".to_owned()
     }
 
-    fn disconnect(
-        self: Box<Self>,
-        force: bool,
-    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>> {
+    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected> {
         Box::pin(async move {
             let call = if force {
                 "disconnect_by_force"

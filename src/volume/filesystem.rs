@@ -56,7 +56,7 @@ pub(crate) async fn format(device: &Path, fstype: Fstype) -> Result<(), Cause> {
 }
 
 /// A lazy mkfs writes some MiB a TiB; ten minutes is a target that has stopped.
-const FORMAT_TIMEOUT: Duration = Duration::from_secs(600);
+const FORMAT_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Makes the mountpoint and mounts; undoes the first when the second fails. Blocks.
 ///
@@ -76,7 +76,7 @@ pub(crate) fn mount_at(
             .mode(0o711)
             .create(parent)?;
     }
-    match std::fs::DirBuilder::new().mode(0).create(mountpoint) {
+    match std::fs::DirBuilder::new().mode(0o0).create(mountpoint) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             if let Some(there) = mount::mounted_at(mountpoint)? {

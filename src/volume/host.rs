@@ -3,11 +3,12 @@
 //! Invariant: all lanes of a device show the same LUN. Two that differ are refused before the kernel sees either.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
 
 use super::error::{Cause, Error};
-use super::platform::{Content, Device, MountOptions, MountUser, Platform};
+use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
 use super::request::Fstype;
 use super::{blank, filesystem};
 use crate::block::Backend;
@@ -34,10 +35,7 @@ impl Device for HostDevice {
         self.identity.clone()
     }
 
-    fn disconnect(
-        self: Box<Self>,
-        force: bool,
-    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>> {
+    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected> {
         Box::pin(async move {
             let Self { device, identity } = *self;
             match device.disconnect(force).await {
@@ -141,35 +139,29 @@ where
     Box::pin(async move { Ok(tokio::task::spawn_blocking(work).await??) })
 }
 
+/// Each lane logs in on its own thread; the first one's unit is what the others must show.
 async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Device>, Cause> {
-    let mut luns: Vec<Lun> = Vec::with_capacity(lanes.len());
-    for spec in &lanes {
-        let error: Cause = match Lun::open(spec).await {
-            Ok(lun) => {
-                let differs = luns
-                    .first()
-                    .is_some_and(|first| first.identity() != lun.identity());
-                luns.push(lun);
-                if !differs {
-                    continue;
-                }
-                Error::Invalid {
-                    what: "two logins to one LUN show different units; check the target's mapping"
-                        .to_owned(),
-                }
-                .into()
+    let count = lanes.len();
+    let lanes = Arc::new(lanes);
+    let first = Arc::new(OnceLock::new());
+    let seen = Arc::clone(&first);
+    let open = move |lane: usize| {
+        let (lanes, seen) = (Arc::clone(&lanes), Arc::clone(&seen));
+        async move {
+            let spec = lanes.get(lane).ok_or("there is no such lane")?;
+            let lun = Lun::open(spec).await?;
+            if seen.get_or_init(|| lun.identity().clone()) == lun.identity() {
+                return Ok(lun);
             }
-            Err(error) => error.into(),
-        };
-        for lun in luns {
             lun.close().await;
+            let what = "two logins to one LUN show different units; check the target's mapping";
+            Err(Error::Invalid {
+                what: what.to_owned(),
+            }
+            .into())
         }
-        return Err(error);
-    }
-    let identity = luns
-        .first()
-        .map(|lun| lun.identity().to_string())
-        .unwrap_or_default();
-    let device = KernelDevice::connect(luns, &identifier).await?;
+    };
+    let device = KernelDevice::connect_with(count, open, &identifier).await?;
+    let identity = first.get().map(ToString::to_string).unwrap_or_default();
     Ok(Box::new(HostDevice { device, identity }))
 }

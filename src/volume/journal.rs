@@ -189,7 +189,7 @@ fn load<T: DeserializeOwned>(directory: &Path) -> Result<Vec<T>, Error> {
             Ok(value) => values.push(value),
             // One bad file must not keep all other volumes away.
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "left alone: not understood")
+                tracing::error!(path = %path.display(), %error, "left alone: not understood");
             }
         }
     }
@@ -276,7 +276,7 @@ mod tests {
         let entries = directory.path().join("attachments");
         std::fs::write(entries.join("broken.json"), "{").unwrap();
         std::fs::write(entries.join("half.new"), "{").unwrap();
-        assert_eq!(store.load().unwrap().1, [entry.clone()]);
+        assert_eq!(store.load().unwrap().1, std::slice::from_ref(&entry));
         let file = entries.join(format!("{}.json", entry.id));
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(

@@ -34,7 +34,7 @@ pub use cloud::{Cloud, ConfiguredCloud};
 pub use engine::{Engine, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
-pub use platform::{Content, Device, MountOptions, MountUser, Platform};
+pub use platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
 pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting need it.
@@ -55,7 +55,7 @@ pub struct Settings {
     pub host: String,
     /// Our IQN.
     pub initiator_name: String,
-    /// Our address in connectors; that of the default route when absent.
+    /// Our address in connectors; that on the route to the cloud when absent.
     pub ip: Option<String>,
     /// Connections a volume.
     pub lanes: usize,

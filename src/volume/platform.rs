@@ -36,11 +36,11 @@ pub trait Device: Debug + Send + Sync {
     ///
     /// # Errors
     /// In use, or the kernel refused: the device comes back and works as before.
-    fn disconnect(
-        self: Box<Self>,
-        force: bool,
-    ) -> BoxFuture<'static, Result<(), (Box<dyn Device>, Cause)>>;
+    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected>;
 }
+
+/// Gone; or back, with what stood against it.
+pub type Disconnected = Result<(), (Box<dyn Device>, Cause)>;
 
 /// This host.
 pub trait Platform: Debug + Send + Sync + 'static {

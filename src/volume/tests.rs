@@ -328,7 +328,7 @@ async fn a_mount_whose_caller_hung_up_is_kept_for_the_retry_and_then_given_up() 
     while bed.state("v1").await != State::Mounted {
         tokio::task::yield_now().await;
     }
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     assert_eq!(bed.engine.get("v1").await.unwrap().mounts, 0);
     bed.world.take_calls();
     bed.engine.mount("v1", "c1").await.unwrap();

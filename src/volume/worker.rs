@@ -62,7 +62,7 @@ impl Command {
         // A caller that has gone needs no answer.
         match self {
             Self::Create(_, reply) | Self::Attach { reply, .. } | Self::AttachStatic(_, reply) => {
-                drop(reply.send(Err(error)))
+                drop(reply.send(Err(error)));
             }
             Self::Remove(reply) | Self::Detach { reply, .. } | Self::Unmount { reply, .. } => {
                 drop(reply.send(Err(error)));
@@ -116,7 +116,7 @@ struct Marks {
 /// cloud that is down.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a mount is kept for a caller that hung up. Docker gives up after 120 s, and people try again at once.
-const ABANDONED_INTERVAL: Duration = Duration::from_secs(300);
+const ABANDONED_INTERVAL: Duration = Duration::from_mins(5);
 /// Between two looks at a busy volume while the daemon stops.
 const STOP_INTERVAL: Duration = Duration::from_millis(500);
 /// For the write-back of a busy volume when the daemon stops.
@@ -175,12 +175,11 @@ impl Worker {
                 () = timer => None,
             };
             let is_command = command.is_some();
-            match command {
-                Some(command) => Box::pin(self.apply(command)).await,
-                None => {
-                    self.again_at = None;
-                    Box::pin(self.tidy()).await;
-                }
+            if let Some(command) = command {
+                Box::pin(self.apply(command)).await;
+            } else {
+                self.again_at = None;
+                Box::pin(self.tidy()).await;
             }
             self.show();
             if finished
@@ -322,15 +321,14 @@ impl Worker {
         }
         self.release().await?;
         self.settle_left().await?;
-        let record = match self.record.clone() {
-            Some(record) => record,
-            None => {
-                let found = self.find(&self.name).await?;
-                let volume = found.ok_or_else(|| Error::NoSuchVolume {
-                    name: self.name.clone(),
-                })?;
-                self.record_of(&volume)
-            }
+        let record = if let Some(record) = self.record.clone() {
+            record
+        } else {
+            let found = self.find(&self.name).await?;
+            let volume = found.ok_or_else(|| Error::NoSuchVolume {
+                name: self.name.clone(),
+            })?;
+            self.record_of(&volume)
         };
         if record.created_by_us {
             let deleted = self.cx.cloud.delete(&record.volume_id).await;

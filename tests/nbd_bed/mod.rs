@@ -1,24 +1,20 @@
-//! What the NBD tests stand on: a backend in memory whose answers can be held, failed and reordered; an export that
-//! runs on a thread of its own; programs with a deadline.
+//! What the NBD tests stand on: a backend in memory whose answers can be held, failed and reordered; programs with a
+//! deadline.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
-use std::thread::JoinHandle;
 
 use bytes::BytesMut;
 use cinder_nbd::block::{Backend, Completion, ErrorKind, Geometry, Operation, Request};
-use cinder_nbd::nbd::{self, ExportOptions};
-use tokio_util::sync::CancellationToken;
 
 /// Requests a memory backend takes at once; fewer than a lane, so that lanes meet the limit.
 const SLOTS: usize = 32;
 
 /// A medium in memory, shared by all backends that were opened on it.
 #[derive(Clone)]
-pub struct Medium {
+pub(crate) struct Medium {
     geometry: Geometry,
     state: Arc<Mutex<State>>,
 }
@@ -36,23 +32,23 @@ struct State {
 
 /// What the backends of a medium did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub opened: u32,
-    pub closed: u32,
-    pub reads: u32,
-    pub writes: u32,
-    pub fua: u32,
-    pub flushes: u32,
-    pub trims: u32,
-    pub zeroes: u32,
+pub(crate) struct Counts {
+    pub(crate) opened: u32,
+    pub(crate) closed: u32,
+    pub(crate) reads: u32,
+    pub(crate) writes: u32,
+    pub(crate) fua: u32,
+    pub(crate) flushes: u32,
+    pub(crate) trims: u32,
+    pub(crate) zeroes: u32,
 }
 
 impl Medium {
-    pub fn new(size_bytes: usize) -> Self {
+    pub(crate) fn new(size_bytes: usize) -> Self {
         Self::with(size_bytes, |_| {})
     }
 
-    pub fn with(size_bytes: usize, change: impl FnOnce(&mut Geometry)) -> Self {
+    pub(crate) fn with(size_bytes: usize, change: impl FnOnce(&mut Geometry)) -> Self {
         let mut geometry = Geometry {
             size_bytes: u64::try_from(size_bytes).unwrap(),
             block_bytes: 512,
@@ -76,7 +72,7 @@ impl Medium {
         }
     }
 
-    pub fn open(&self) -> MemoryBackend {
+    pub(crate) fn open(&self) -> MemoryBackend {
         self.state().counts.opened += 1;
         MemoryBackend {
             medium: self.clone(),
@@ -84,26 +80,26 @@ impl Medium {
         }
     }
 
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         self.state().counts
     }
 
-    pub fn bytes(&self, range: std::ops::Range<usize>) -> Vec<u8> {
+    pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> Vec<u8> {
         self.state().data[range].to_vec()
     }
 
-    pub fn fill(&self, at: usize, bytes: &[u8]) {
+    pub(crate) fn fill(&self, at: usize, bytes: &[u8]) {
         self.state().data[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     /// Keeps answers back, or lets them go.
-    pub fn hold(&self, held: bool) {
+    pub(crate) fn hold(&self, held: bool) {
         let mut state = self.state();
         state.held = held;
         state.wakers.drain(..).for_each(Waker::wake);
     }
 
-    pub fn fail(&self, kind: Option<ErrorKind>) {
+    pub(crate) fn fail(&self, kind: Option<ErrorKind>) {
         self.state().failing = kind;
     }
 
@@ -113,7 +109,7 @@ impl Medium {
 }
 
 /// A backend on a medium. Writes take effect when they complete; completions come newest first.
-pub struct MemoryBackend {
+pub(crate) struct MemoryBackend {
     medium: Medium,
     queue: VecDeque<Request>,
 }
@@ -197,76 +193,9 @@ fn execute(state: &mut State, geometry: &Geometry, request: Request) -> BytesMut
     BytesMut::new()
 }
 
-/// An export of a medium, served by a thread until it is stopped.
-pub struct Export {
-    pub socket: PathBuf,
-    shutdown: CancellationToken,
-    thread: Option<JoinHandle<Result<(), nbd::Error>>>,
-    _directory: tempfile::TempDir,
-}
-
-impl Export {
-    pub fn of(medium: &Medium) -> Self {
-        Self::with(medium, |_| {})
-    }
-
-    pub fn with(medium: &Medium, change: impl FnOnce(&mut ExportOptions)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut options = ExportOptions::new(directory.path().join("export.sock"));
-        change(&mut options);
-        let socket = options.socket.clone();
-        let shutdown = CancellationToken::new();
-        let (medium, token) = (medium.clone(), shutdown.clone());
-        let thread = std::thread::spawn(move || serve(options, medium, token));
-        let export = Self {
-            socket,
-            shutdown,
-            thread: Some(thread),
-            _directory: directory,
-        };
-        wait_for("the export's socket", || export.socket.exists());
-        export
-    }
-
-    pub fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.socket.display())
-    }
-
-    /// Asks for the end, without waiting for it.
-    pub fn cancel(&self) {
-        self.shutdown.cancel();
-    }
-
-    pub fn stop(mut self) {
-        self.shutdown.cancel();
-        self.thread.take().unwrap().join().unwrap().unwrap();
-        assert!(!self.socket.exists(), "the socket is removed at the end");
-    }
-}
-
-/// `serve_export` on a runtime of its own.
-pub fn serve(
-    options: ExportOptions,
-    medium: Medium,
-    shutdown: CancellationToken,
-) -> Result<(), nbd::Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(nbd::serve_export(
-        options,
-        move || {
-            let backend = medium.open();
-            async move { Ok::<_, nbd::OpenError>(backend) }
-        },
-        shutdown,
-    ))
-}
-
 /// Runs a program of the host to its end, at most two minutes; a missing one fails the test with what to install.
 #[track_caller]
-pub fn run(program: &str, arguments: &[&str]) -> Output {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
     let package = match program {
         "nbdinfo" | "nbdcopy" => "libnbd-bin",
         "nbdsh" => "libnbd-bin python3-libnbd",
@@ -299,7 +228,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
 
 /// The same, and it must succeed; gives its standard output.
 #[track_caller]
-pub fn run_ok(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run_ok(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -313,7 +242,7 @@ pub fn run_ok(program: &str, arguments: &[&str]) -> String {
 
 /// Waits for something that another thread or process does; ten seconds at most.
 #[track_caller]
-pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if holds() {
             return;

@@ -54,6 +54,7 @@ pub struct Failure {
     pub error: String,
 }
 
+#[expect(clippy::ref_option, reason = "serde gives a reference to the field")]
 fn write_secret<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
     secret.as_ref().map(Secret::expose).serialize(serializer)
 }

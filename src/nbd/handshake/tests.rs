@@ -54,7 +54,7 @@ struct Heard {
 fn converse(
     script: &[u8],
     pieces: &[usize],
-    export: Result<Geometry, &str>,
+    export: &Result<Geometry, &str>,
 ) -> Result<Heard, Violation> {
     let mut machine = Handshake::new();
     let mut output = machine.poll_output();
@@ -92,7 +92,7 @@ fn converse(
 }
 
 fn hear(script: &[u8]) -> Result<Heard, Violation> {
-    converse(script, &[usize::MAX >> 1], Ok(geometry()))
+    converse(script, &[usize::MAX >> 1], &Ok(geometry()))
 }
 
 fn replies(parts: &[(u32, u32, &[u8])]) -> Vec<u8> {
@@ -105,7 +105,7 @@ fn replies(parts: &[(u32, u32, &[u8])]) -> Vec<u8> {
         .collect()
 }
 
-/// size 1 MiB, flags: HAS_FLAGS FLUSH FUA TRIM WRITE_ZEROES CAN_MULTI_CONN.
+/// Size 1 MiB; flags `HAS_FLAGS`, `SEND_FLUSH`, `SEND_FUA`, `SEND_TRIM`, `SEND_WRITE_ZEROES`, `CAN_MULTI_CONN`.
 const EXPORT_INFO: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x01, 0x6d];
 /// 512, 65536, 1 MiB.
 const BLOCK_INFO: &[u8] = &[0, 3, 0, 0, 2, 0, 0, 1, 0, 0, 0, 0x10, 0, 0];
@@ -264,7 +264,7 @@ fn another_name_is_unknown_and_opens_nothing() {
 #[test]
 fn an_export_that_cannot_be_opened_is_told_in_words() {
     let go = script(FIXED, &[option_bytes(option::GO, &info_data(b"", &[]))]);
-    let heard = converse(&go, &[1], Err("the target is away")).unwrap();
+    let heard = converse(&go, &[1], &Err("the target is away")).unwrap();
     let words: &[u8] = b"the target is away";
     assert_eq!(
         heard.output,
@@ -272,7 +272,7 @@ fn an_export_that_cannot_be_opened_is_told_in_words() {
     );
     let by_name = script(FIXED, &[option_bytes(option::EXPORT_NAME, b"")]);
     assert_eq!(
-        converse(&by_name, &[1], Err("away")),
+        converse(&by_name, &[1], &Err("away")),
         Err(Violation::UnknownExport)
     );
 }
@@ -365,7 +365,7 @@ proptest! {
             option_bytes(option::INFO, &info_data(b"nope", &[info::NAME])),
             option_bytes(option::GO, &info_data(b"", &[info::NAME, info::BLOCK_SIZE])),
         ]);
-        prop_assert_eq!(converse(&whole, &pieces, Ok(geometry())), hear(&whole));
+        prop_assert_eq!(converse(&whole, &pieces, &Ok(geometry())), hear(&whole));
     }
 
     /// Nothing a client can say makes the machine panic or answer without bounds.
@@ -374,7 +374,7 @@ proptest! {
         let mut bytes = bytes;
         for prefix in [&b""[..], &[0, 0, 0, 3], b"\x00\x00\x00\x03IHAVEOPT\x00\x00\x00"] {
             bytes.splice(0..0, prefix.iter().copied());
-            if let Ok(heard) = converse(&bytes, &[7, 1, 100], Ok(geometry())) {
+            if let Ok(heard) = converse(&bytes, &[7, 1, 100], &Ok(geometry())) {
                 prop_assert!(heard.output.len() < 70 * bytes.len() + 200);
             }
         }

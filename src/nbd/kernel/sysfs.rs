@@ -27,11 +27,11 @@ impl Sysfs {
         }
     }
 
-    /// The device that shows this identifier, if any.
+    /// The connected devices that show this identifier.
     ///
     /// # Errors
     /// `/sys/block` cannot be read.
-    pub(super) fn find(identifier: &str) -> io::Result<Option<u32>> {
+    pub(super) fn find(identifier: &str) -> io::Result<Vec<u32>> {
         find_in(Path::new("/sys/block"), identifier)
     }
 
@@ -73,7 +73,8 @@ impl Sysfs {
     }
 }
 
-fn find_in(root: &Path, identifier: &str) -> io::Result<Option<u32>> {
+fn find_in(root: &Path, identifier: &str) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -85,10 +86,11 @@ fn find_in(root: &Path, identifier: &str) -> io::Result<Option<u32>> {
             directory: entry.path(),
         };
         if sysfs.is_connected() && sysfs.read("backend").as_deref() == Some(identifier) {
-            return Ok(Some(index));
+            found.push(index);
         }
     }
-    Ok(None)
+    found.sort_unstable();
+    Ok(found)
 }
 
 fn entries(directory: &Path) -> Vec<String> {
@@ -121,9 +123,9 @@ mod tests {
                 std::fs::write(directory.join("pid"), "1\n").unwrap();
             }
         }
-        assert_eq!(find_in(root.path(), "ours").unwrap(), None);
+        assert!(find_in(root.path(), "ours").unwrap().is_empty());
         std::fs::write(root.path().join("nbd7/pid"), "1\n").unwrap();
-        assert_eq!(find_in(root.path(), "ours").unwrap(), Some(7));
+        assert_eq!(find_in(root.path(), "ours").unwrap(), [7]);
         assert!(find_in(&root.path().join("absent"), "ours").is_err());
     }
 

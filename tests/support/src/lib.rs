@@ -4,6 +4,33 @@
 //! constants are written from the standards and never imported from `iscsi` or `cinder-nbd`: a wrong number in the
 //! product must meet a right one here.
 
+pub mod cloud;
+pub mod nbd;
 mod random;
+pub mod stamp;
 pub mod target;
 pub mod tgt;
+
+use std::sync::Arc;
+
+/// A cloud with its target, both on loopback and gone when dropped.
+#[derive(Debug)]
+pub struct DemoBed {
+    /// Keystone and Cinder.
+    pub cloud: cloud::Cloud,
+    /// What the volumes are exported through.
+    pub target: Arc<target::Target>,
+}
+
+/// Starts a cloud and its target with defaults that suit a demonstration.
+///
+/// # Panics
+/// If loopback cannot be listened on.
+pub async fn demo_bed() -> DemoBed {
+    let target = Arc::new(target::Target::builder().without_export().start().await);
+    let cloud = cloud::Cloud::builder()
+        .target(Arc::clone(&target))
+        .start()
+        .await;
+    DemoBed { cloud, target }
+}

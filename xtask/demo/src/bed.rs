@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 /// How long a session may take to go after the last command: logout is asynchronous on the target's side.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// A running stand-in.
+/// A running stand-in; its files go with it.
 pub(crate) struct Bed {
     inner: support::DemoBed,
 }
@@ -55,11 +55,6 @@ impl Bed {
             self.inner.target.sessions()
         );
         Ok(())
-    }
-
-    /// Ends it; its files go with it.
-    pub(crate) async fn stop(self) {
-        drop(self.inner);
     }
 }
 

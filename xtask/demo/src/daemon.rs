@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::process::{Child, Command};
 
 /// The longest any single command may take; emulated processors are slow.
@@ -34,12 +35,16 @@ impl Daemon {
         let config = dir.join("cinder-nbd.toml");
         let docker_socket = dir.join("cinder.sock");
         let control_socket = dir.join("run/control.sock");
-        let text = format!(
-            "runtime_dir = {:?}\nstate_dir = {:?}\ncontrol_socket = {control_socket:?}\n\
-             docker_socket = {docker_socket:?}\nhost = \"demo\"\n",
-            dir.join("run"),
-            dir.join("state"),
-        );
+        let settings = [
+            ("runtime_dir", dir.join("run")),
+            ("state_dir", dir.join("state")),
+            ("control_socket", control_socket.clone()),
+            ("docker_socket", docker_socket.clone()),
+            ("host", "demo".into()),
+        ];
+        // a JSON string is a TOML string
+        let lines = settings.map(|(key, value)| format!("{key} = {}\n", json!(value)));
+        let text = lines.concat();
         std::fs::write(&config, text).context("write the daemon's configuration")?;
         let log = dir.join("daemon.log");
         let file = std::fs::File::create(&log).context("make the daemon's log")?;
@@ -145,10 +150,11 @@ impl Drop for Daemon {
 }
 
 /// Any other program, by name; gives back its stdout.
-pub(crate) async fn tool(program: &str, args: &[&OsStr]) -> Result<String> {
+pub(crate) fn tool(program: &str, args: &[&OsStr]) -> impl Future<Output = Result<String>> + use<> {
     let mut command = Command::new(program);
     command.args(args);
-    run(command).await.with_context(|| program.to_owned())
+    let program = program.to_owned();
+    async move { run(command).await.context(program) }
 }
 
 async fn run(mut command: Command) -> Result<String> {

@@ -25,7 +25,7 @@ pub(crate) async fn play(program: &Path) -> Result<()> {
     let bed = step(
         "a Keystone, a Cinder and an iSCSI target, in this process:",
         Bed::start(),
-        |bed| bed.describe(),
+        Bed::describe,
     )
     .await?;
     let daemon = step(
@@ -51,7 +51,7 @@ pub(crate) async fn play(program: &Path) -> Result<()> {
     let empty = async {
         bed.nothing_left().await?;
         before.nothing_new(&path)?;
-        bed.stop().await;
+        drop(bed);
         dir.close().context("remove the demo's folder")?;
         ensure!(!path.exists(), "{} is still there", path.display());
         Ok(())
@@ -71,10 +71,10 @@ async fn by_hand(daemon: &Daemon, dir: &Path) -> Result<()> {
     })
     .await?;
     let device = attach(daemon).await?;
-    let mkfs = tool("mkfs.ext4", &[OsStr::new("-q"), device.as_os_str()]);
+    let mkfs = [OsStr::new("-q"), device.as_os_str()];
     step(
         &format!("$ mkfs.ext4 -q {}", device.display()),
-        mkfs,
+        tool("mkfs.ext4", &mkfs),
         no_more,
     )
     .await?;
@@ -197,10 +197,10 @@ struct Mounted {
 impl Mounted {
     async fn on(device: &Path, place: &Path) -> Result<Self> {
         std::fs::create_dir_all(place).context("make the mount point")?;
-        let mount = tool("mount", &[device.as_os_str(), place.as_os_str()]);
+        let mount = [device.as_os_str(), place.as_os_str()];
         step(
             &format!("$ mount {} {}", device.display(), place.display()),
-            mount,
+            tool("mount", &mount),
             no_more,
         )
         .await?;
@@ -211,10 +211,10 @@ impl Mounted {
     }
 
     async fn off(mut self) -> Result<()> {
-        let umount = tool("umount", &[self.place.as_os_str()]);
+        let umount = [self.place.as_os_str()];
         step(
             &format!("$ umount {}", self.place.display()),
-            umount,
+            tool("umount", &umount),
             no_more,
         )
         .await?;

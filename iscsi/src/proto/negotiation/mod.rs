@@ -251,6 +251,8 @@ fn judge_answer(rule: &Rule, value: &str) -> Result<u32, Violation> {
     }
     let theirs = rule
         .read(value)
+        // RFC 7143 §6.2.1: of a list one value is picked
+        .filter(|_| !value.contains(','))
         .ok_or_else(|| Violation::value(rule.name, value))?;
     // RFC 7143 §6.2.2: the answer is the result, so it must be one that our offer can lead to
     let follows = match rule.function {

@@ -146,6 +146,7 @@ fn illegal_values_are_refused_by_key() {
         ("DefaultTime2Wait", "3601"),
         ("ErrorRecoveryLevel", "3"),
         ("HeaderDigest", "CRC64"),
+        ("HeaderDigest", "None,CRC32C"),
         ("MaxRecvDataSegmentLength", "511"),
         ("TargetPortalGroupTag", "65536"),
     ] {

@@ -45,8 +45,13 @@ pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, E
         declared: false,
     };
     let result = login.run().await;
-    // A refusal is still to be read by the initiator.
-    let _ = login.link.flush().await;
+    if let Err(ended) = &result {
+        if let Ended::Violation(what) = ended {
+            shared.violation(what.clone());
+        }
+        // A refusal is still to be read by the initiator; a welcome leaves when the session is entered in the list.
+        let _ = login.link.flush().await;
+    }
     result
 }
 

@@ -107,10 +107,13 @@ impl Target {
         unit.announce(scsi::CAPACITY_CHANGED);
     }
 
-    /// Begins to misbehave.
+    /// Begins to misbehave; a changed window is told at once.
     pub fn inject(&self, fault: Fault) {
+        let window = matches!(fault, Fault::Window(_));
         self.shared.faults.inject(fault);
-        self.shared.order(Order::Window);
+        if window {
+            self.shared.order(Order::Window);
+        }
     }
 
     /// Behaves again, and tells every session its window.

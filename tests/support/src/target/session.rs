@@ -30,25 +30,20 @@ pub(super) async fn serve(stream: tokio::net::TcpStream, shared: Arc<Shared>) {
         () = shared.stop.cancelled() => return,
         entered = login(&mut link, &shared) => entered,
     };
-    let ended = match entered {
-        Ok(entered) => {
-            let place = shared.enter(SessionInfo {
-                initiator: entered.initiator.clone(),
-                target: entered
-                    .export
-                    .as_ref()
-                    .map(|export| export.iqn().to_owned()),
-                isid: entered.isid,
-                tsih: entered.tsih,
-            });
-            Session::new(link, Arc::clone(&shared), entered)
-                .run(place)
-                .await
-        }
-        Err(ended) => ended,
-    };
-    if let Ended::Violation(what) = ended {
-        shared.violation(what);
+    // Why a login failed is noted there.
+    if let Ok(entered) = entered {
+        let place = shared.enter(SessionInfo {
+            initiator: entered.initiator.clone(),
+            target: entered
+                .export
+                .as_ref()
+                .map(|export| export.iqn().to_owned()),
+            isid: entered.isid,
+            tsih: entered.tsih,
+        });
+        Session::new(link, Arc::clone(&shared), entered)
+            .run(place)
+            .await;
     }
 }
 
@@ -112,10 +107,10 @@ impl Session {
         }
     }
 
-    async fn run(mut self, mut place: Place) -> Ended {
-        match self.serve(&mut place).await {
-            Ok(()) => Ended::Ours,
-            Err(ended) => ended,
+    /// What was wrong is noted before the session is seen to end.
+    async fn run(mut self, mut place: Place) {
+        if let Err(Ended::Violation(what)) = self.serve(&mut place).await {
+            self.broke(what);
         }
     }
 
@@ -413,6 +408,9 @@ impl Session {
     }
 
     fn obey(&mut self, order: Order) {
+        if self.shared.faults.is_silent() {
+            return;
+        }
         let mut bhs = match order {
             Order::Ping | Order::Window => header(op::NOP_IN, NO_TAG),
             Order::LogoutRequest(_) => header(op::ASYNC, NO_TAG),
