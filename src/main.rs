@@ -40,12 +40,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let result = match arguments.verb {
-        Verb::Daemon => {
-            let config = Config::load(arguments.config.as_deref())?;
-            runtime.block_on(Box::pin(daemon(&config)))
-        }
-        _ => runtime.block_on(Box::pin(cinder_nbd::cli::run(arguments))),
+    let result = if matches!(arguments.verb, Verb::Daemon) {
+        let config = Config::load(arguments.config.as_deref())?;
+        runtime.block_on(Box::pin(daemon(&config)))
+    } else {
+        runtime.block_on(Box::pin(cinder_nbd::cli::run(arguments)))
     };
     // A system call that hangs on a dead device must not keep the process from ending.
     runtime.shutdown_timeout(BLOCKING_PATIENCE);
