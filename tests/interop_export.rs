@@ -3,7 +3,10 @@
 //! The binary is run as a user runs it: in the foreground, without root's help, without a daemon. What is judged
 //! is the data: fio verifies each block that it reads, nbdcopy's image must come back equal.
 
-#![expect(clippy::unwrap_used, reason = "a test's bed that cannot be made is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's bed that cannot be made is a failed test"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
