@@ -8,6 +8,7 @@
 )]
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress, Sense};
@@ -92,5 +93,12 @@ fn wire(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, wire);
+criterion_group! {
+    name = benches;
+    // These are nanoseconds: a second holds millions of them.
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = wire
+}
 criterion_main!(benches);

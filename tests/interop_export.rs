@@ -3,6 +3,11 @@
 //! The binary is run as a user runs it: in the foreground, without root's help, without a daemon. What is judged
 //! is the data: fio verifies each block that it reads, nbdcopy's image must come back equal.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's bed that cannot be made is a failed test"
+)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -199,9 +204,8 @@ impl Bed {
         // The line on stdout says that the socket is there: nothing to poll.
         let mut line = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
-        if out.read_line(&mut line).unwrap() == 0 {
-            panic!("the export ended: {:?}", child.wait_with_output());
-        }
+        let bytes = out.read_line(&mut line).unwrap();
+        assert_ne!(bytes, 0, "the export ended: {:?}", child.wait_with_output());
         assert!(line.contains(socket.to_str().unwrap()), "{line}");
         Export { child, socket }
     }

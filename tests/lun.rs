@@ -1,6 +1,7 @@
 //! A LUN as a block device, against a real tgtd and against the target of `support`, which can misbehave.
 
 use std::future::poll_fn;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use cinder_nbd::block::{Backend, ErrorKind, Operation, Request};
@@ -176,6 +177,33 @@ async fn many_requests_at_once_end_each_once() {
         assert!(back == pattern(at, 16_384), "{at}");
     }
     lun.close().await;
+}
+
+/// A batch whose data exceeds every buffer on the way, and nothing after it: no byte may wait for a later one.
+#[tokio::test]
+async fn a_batch_of_long_reads_ends_without_a_push() {
+    let tgtd = tgtd();
+    let ours = target(Disk::memory(64 * MIB)).await;
+    for portal in [tgtd.portal(), ours.portal()] {
+        let mut lun = open(&portal).await;
+        for token in 0..8 {
+            let operation = Operation::Read(BytesMut::zeroed(4 << 20));
+            let offset = token * 4 * MIB;
+            lun.submit(Request {
+                token,
+                operation,
+                offset,
+            })
+            .unwrap();
+        }
+        for _ in 0..8 {
+            let done = poll_fn(|cx| lun.poll_completion(cx));
+            // Less than the 5 s after which a ping would hide a stall.
+            let done = tokio::time::timeout(Duration::from_secs(4), done).await;
+            assert!(done.expect("it does not stall").result.is_ok());
+        }
+        lun.close().await;
+    }
 }
 
 #[tokio::test]

@@ -45,7 +45,9 @@ pub const TARGETS: [Target; 10] = [
 
 /// One header: what is understood survives a round trip.
 pub fn pdu_headers(data: &[u8]) {
-    let Some(bhs) = data.first_chunk::<BHS_BYTES>() else { return };
+    let Some(bhs) = data.first_chunk::<BHS_BYTES>() else {
+        return;
+    };
     assert!(ahs_bytes(bhs) <= 255 * 4);
     assert!(data_segment_bytes(bhs) < 1 << 24);
     if let Ok(parsed) = FromTarget::parse(bhs) {
@@ -55,7 +57,9 @@ pub fn pdu_headers(data: &[u8]) {
 
 /// The text of a login or text PDU.
 pub fn text_keys(data: &[u8]) {
-    let Ok(pairs) = text_keys::parse(data) else { return };
+    let Ok(pairs) = text_keys::parse(data) else {
+        return;
+    };
     let mut again = Vec::new();
     for (key, value) in &pairs {
         text_keys::emit(&mut again, key, value);
@@ -65,7 +69,9 @@ pub fn text_keys(data: &[u8]) {
 
 /// Three lines: `CHAP_A`, `CHAP_I`, `CHAP_C`.
 pub fn chap_values(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
     let mut lines = text.splitn(3, '\n');
     let mut line = || lines.next().unwrap_or_default();
     let (algorithm, identifier, challenge) = (line(), line(), line());
@@ -82,7 +88,9 @@ pub fn chap_values(data: &[u8]) {
 pub fn login(data: &[u8]) {
     let mut params = params();
     params.chap = Some(credentials());
-    let Ok(mut login) = Login::new(&params, CmdSn(1)) else { return };
+    let Ok(mut login) = Login::new(&params, CmdSn(1)) else {
+        return;
+    };
     for (bhs, text) in Pdus(data) {
         while login.poll_transmit().is_some() {}
         match login.handle_response(&bhs, text) {
@@ -99,7 +107,12 @@ pub fn sendtargets(data: &[u8]) {
         while discovery.poll_transmit().is_some() {}
         match discovery.handle_pdu(&bhs, text) {
             Ok(DiscoveryStep::Found(found)) => {
-                assert!(found.targets.iter().all(|target| !target.portals.is_empty()));
+                assert!(
+                    found
+                        .targets
+                        .iter()
+                        .all(|target| !target.portals.is_empty())
+                );
             }
             Ok(DiscoveryStep::Continue) => {}
             Ok(DiscoveryStep::Ended) | Err(_) => return,
@@ -138,9 +151,16 @@ pub fn session(data: &[u8]) {
         {
             bhs[ITT].copy_from_slice(tag);
         }
-        let Ok(placement) = session.handle_header(&bhs, begin) else { return };
+        let Ok(placement) = session.handle_header(&bhs, begin) else {
+            return;
+        };
         let own = match placement {
-            Placement::Task { slot, offset, bytes, .. } => {
+            Placement::Task {
+                slot,
+                offset,
+                bytes,
+                ..
+            } => {
                 assert_eq!(Some(slot), slots[0], "data comes for the read only");
                 assert!(u64::from(offset) + u64::from(bytes) <= u64::from(READ_BYTES));
                 &[][..]
@@ -190,13 +210,17 @@ pub fn scsi_data(data: &[u8]) {
 
 /// An NBD client's side of the handshake. The first byte says how the rest is cut into pieces.
 pub fn nbd_options(data: &[u8]) {
-    let Some((cut, data)) = data.split_first() else { return };
+    let Some((cut, data)) = data.split_first() else {
+        return;
+    };
     let mut handshake = Handshake::new();
     let mut waiting = Vec::new();
     for piece in data.chunks(usize::from(*cut) + 1) {
         waiting.extend_from_slice(piece);
         loop {
-            let Ok((used, progress)) = handshake.handle_input(&waiting) else { return };
+            let Ok((used, progress)) = handshake.handle_input(&waiting) else {
+                return;
+            };
             waiting.drain(..used);
             // An answer never grows with what was asked for: the longest text of the protocol bounds it.
             assert!(handshake.poll_output().len() <= (data.len() + 1) * 4096);
@@ -212,7 +236,7 @@ pub fn nbd_options(data: &[u8]) {
                         return;
                     }
                 }
-                _ => return,
+                Progress::Transmission | Progress::Ended => return,
             }
         }
     }
@@ -220,16 +244,22 @@ pub fn nbd_options(data: &[u8]) {
 
 /// An NBD client's side of the transmission phase. The first byte says which answers the backend gives.
 pub fn nbd_requests(data: &[u8]) {
-    let Some((mode, mut data)) = data.split_first() else { return };
+    let Some((mode, mut data)) = data.split_first() else {
+        return;
+    };
     let mut transmission = Transmission::new(&GEOMETRY);
     let mut under_way = Vec::new();
     loop {
-        let Ok((used, step)) = transmission.handle_input(data) else { return };
+        let Ok((used, step)) = transmission.handle_input(data) else {
+            return;
+        };
         data = &data[used..];
         match step {
             Step::NeedInput | Step::Disconnect => break,
             Step::Full => {
-                let Some(first) = under_way.pop() else { panic!("full with nothing under way") };
+                let Some(first) = under_way.pop() else {
+                    panic!("full with nothing under way")
+                };
                 complete(&mut transmission, first, *mode);
             }
             Step::Submit(accepted) => {
@@ -267,7 +297,11 @@ fn complete(
     loop {
         let bytes = match accepted.command {
             Command::Read { len, .. } => usize::try_from(len).unwrap_or_default(),
-            _ => 0,
+            Command::Write { .. }
+            | Command::ZeroFill { .. }
+            | Command::Flush
+            | Command::Trim { .. }
+            | Command::WriteZeroes { .. } => 0,
         };
         let result = match mode % 3 {
             0 => Err(cinder_nbd::block::ErrorKind::Io),
@@ -346,7 +380,9 @@ fn credentials() -> ChapCredentials {
 
 fn params() -> SessionParams {
     let portal = "192.0.2.1:3260".parse().expect("a legal portal");
-    let name = "iqn.2026-11.org.cinder-nbd:fuzz".parse().expect("a legal name");
+    let name = "iqn.2026-11.org.cinder-nbd:fuzz"
+        .parse()
+        .expect("a legal name");
     let mut params = SessionParams::new(portal, name, Isid::random([1, 2, 3], 4));
     params.target_name = Some("iqn.2026-11.test:target".parse().expect("a legal name"));
     params
@@ -354,7 +390,9 @@ fn params() -> SessionParams {
 
 fn established(is_discovery: bool) -> Established {
     Established {
-        agreed: Negotiation::new(is_discovery).finish().expect("the defaults agree"),
+        agreed: Negotiation::new(is_discovery)
+            .finish()
+            .expect("the defaults agree"),
         tsih: 1,
         cmd_sn: CmdSn(7),
         exp_stat_sn: StatSn(100),

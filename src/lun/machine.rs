@@ -18,24 +18,25 @@
 //! 5. Steady work on requests of one command each allocates nothing.
 
 mod job;
+mod remarks;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use iscsi::client::Patience;
 use iscsi::io::{Command, Completion as Answer, Data};
 use iscsi::scsi::sense::code;
-use iscsi::scsi::{ByteCount, Cdb, Lba, Sense, SenseKey, Status, Verdict};
+use iscsi::scsi::{ByteCount, Cdb, Lba, Sense, SenseKey, Verdict};
 
 use super::failure::kind_of;
 use super::limits::Limits;
 use super::pace::{DEPTH_MAX, Pace};
 use crate::block::{Completion, ErrorKind, Operation, Request};
 use job::{Active, Next};
+use remarks::{Remark, Remarks};
 
 /// All requests and commands of one LUN.
 #[derive(Debug)]
@@ -101,10 +102,7 @@ impl Machine {
             write_lost: false,
             lost: false,
             next_look: None,
-            remarks: Remarks {
-                since: now,
-                said: 0,
-            },
+            remarks: Remarks::new(now),
         }
     }
 
@@ -426,48 +424,6 @@ impl Machine {
     }
 }
 
-/// A command that was not done, for a log line.
-#[derive(Debug)]
-struct Remark<'a> {
-    cdb: Cdb,
-    lba: Lba,
-    status: Status,
-    sense: Option<&'a Sense>,
-}
-
-impl fmt::Display for Remark<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "operation {:02X}h at {}: {}",
-            self.cdb.operation_code(),
-            self.lba,
-            self.status
-        )?;
-        self.sense.map_or(Ok(()), |sense| write!(f, ": {sense}"))
-    }
-}
-
-/// Keeps a sick target from filling the logs.
-#[derive(Debug)]
-struct Remarks {
-    since: Instant,
-    said: u32,
-}
-
-impl Remarks {
-    fn may_speak(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.since) >= REMARKS_INTERVAL {
-            *self = Self {
-                since: now,
-                said: 0,
-            };
-        }
-        self.said = self.said.saturating_add(1);
-        self.said <= REMARKS_MAX
-    }
-}
-
 /// Is it the command, or a bit of it, that the unit does not know?
 fn refuses_command(sense: Option<&Sense>) -> bool {
     sense.is_some_and(|sense| {
@@ -482,6 +438,3 @@ const REQUESTS_MAX: usize = 128;
 const COMMAND_TIMEOUT: Duration = Duration::from_mins(2);
 /// Coarse, so that the timer is not touched by every command.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// Ten lines in ten seconds tell what is going on.
-const REMARKS_MAX: u32 = 10;
-const REMARKS_INTERVAL: Duration = Duration::from_secs(10);

@@ -92,7 +92,9 @@ mod tests {
         let mut pool = Pool::default();
         for _ in 0..3 {
             let buffers: Vec<_> = (0..40).map(|_| pool.take(1 << 20)).collect();
-            buffers.into_iter().for_each(|buffer| pool.put(buffer));
+            for buffer in buffers {
+                pool.put(buffer);
+            }
         }
         assert_eq!(pool.kept_bytes, KEPT_BYTES_MAX);
         pool.put(BytesMut::zeroed(100));

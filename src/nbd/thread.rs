@@ -88,10 +88,8 @@ mod tests {
             thread.unwrap().join().await,
             Some(Some("nbd-test".to_owned()))
         );
-        let thread = LaneThread::spawn("nbd-panic".into(), || async {
-            if true {
-                panic!("as the test wants it");
-            }
+        let thread: io::Result<LaneThread<()>> = LaneThread::spawn("nbd-panic".into(), || async {
+            panic!("as the test wants it")
         });
         assert_eq!(thread.unwrap().join().await, None);
     }

@@ -484,9 +484,10 @@ fn drive(stream: &[u8], pieces: &[usize]) -> Vec<Event> {
                         Step::Full => panic!("full with nothing under way"),
                         Step::Submit(accepted) => {
                             events.push(Event::Command(accepted.command, Vec::new()));
-                            let bytes = match accepted.command {
-                                Command::Read { len, .. } => usize::try_from(len).unwrap(),
-                                _ => 0,
+                            let bytes = if let Command::Read { len, .. } = accepted.command {
+                                usize::try_from(len).unwrap()
+                            } else {
+                                0
                             };
                             machine.handle_completion(accepted.token, Ok(bytes));
                             machine.handle_sent(bytes);

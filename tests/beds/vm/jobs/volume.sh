@@ -32,7 +32,8 @@ TOML
 cli() { cinder-nbd --config /tmp/bed.toml "$@"; }
 cli volume list --json >/tmp/before.json || fail "the cloud cannot be asked"
 grep -q '"id"' /tmp/before.json && fail "the cloud is not empty: $(cat /tmp/before.json)"
-cli daemon >"$OUT/daemon.log" 2>&1 &
+# not through the function: its shell would stand between us and the daemon
+cinder-nbd --config /tmp/bed.toml daemon >"$OUT/daemon.log" 2>&1 &
 daemon=$!
 at_end 'tail -n 30 "$OUT/daemon.log"'
 wait_for 60 test -S /run/docker/plugins/cinder.sock || fail "the daemon does not listen"

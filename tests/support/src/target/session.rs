@@ -131,8 +131,14 @@ impl Session {
                 }
                 self.handle(&pdu)?;
             }
-            if self.link.write_some()? && self.closing {
+            // Held back by what was due and not for want of PDUs: some may be here whole, and no byte need follow them.
+            let held = self.link.due() >= DUE_BYTES_MAX;
+            let written = self.link.write_some()?;
+            if written && self.closing {
                 return Ok(());
+            }
+            if written && held {
+                continue;
             }
             tokio::select! {
                 biased;
