@@ -19,6 +19,7 @@ pub(crate) const VM: &[&str] = &[
     "e2fsprogs",
     "kmod",
     "mmdebstrap",
+    "patchelf",
     "qemu-system-x86",
     "tar",
     "util-linux",
@@ -85,7 +86,7 @@ pub(crate) async fn install(packages: &[&[&str]]) -> Result<()> {
             missing.join(" ")
         );
     }
-    let stage = Stage::begin(format!("install {} packages", missing.len()));
+    let stage = Stage::begin("install packages");
     stage.note(&missing.join(" "));
     if let Err(first) = apt_install(&missing, &stage).await {
         // most often: no package lists yet, or stale ones

@@ -1,6 +1,7 @@
 //! The repository and its build products: where they are, and how cargo makes them.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -12,11 +13,17 @@ use crate::ui::Stage;
 /// A full build on two slow cores with a cold cache, with room to spare.
 pub(crate) const BUILD_LIMIT: Duration = Duration::from_hours(1);
 
-/// The repository's root.
+/// The repository's root: cargo tells where it runs us from; run without it, we were built there.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is a folder of the repository")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let told = std::env::var_os("CARGO_MANIFEST_DIR");
+        let xtask = told.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        xtask
+            .parent()
+            .expect("xtask is a folder of the repository")
+            .to_owned()
+    });
+    &ROOT
 }
 
 /// A file or folder of the repository.

@@ -1,5 +1,6 @@
 //! What passed and what did not: one line a check as it ends, a table and one plain line at the close.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -102,7 +103,8 @@ struct Row {
 /// All checks so far.
 pub(crate) struct Summary {
     rows: Vec<Row>,
-    cannot: Vec<String>,
+    places: Places,
+    remarks: Vec<String>,
     started: Instant,
 }
 
@@ -110,7 +112,8 @@ impl Summary {
     pub(super) fn new() -> Self {
         Self {
             rows: Vec::new(),
-            cannot: Vec::new(),
+            places: Places::default(),
+            remarks: Vec::new(),
             started: Instant::now(),
         }
     }
@@ -133,12 +136,7 @@ impl Summary {
     /// Takes the output of Rust test programs. `ended_well`: the exit status was that of success.
     pub(super) fn take_tests(&mut self, stage: Stage, output: &str, ended_well: bool) {
         let tally = Tally::of_output(output, ended_well);
-        for line in output.lines().filter(|line| line.contains(CANNOT)) {
-            let line = line.trim().to_owned();
-            if !self.cannot.contains(&line) {
-                self.cannot.push(line);
-            }
-        }
+        self.places.take(output);
         let failure = (tally.failed > 0).then(|| failures(output));
         self.end(stage, tally, failure.as_deref());
     }
@@ -152,7 +150,7 @@ impl Summary {
 
     /// Something that ran beside the checks and is worth a line in the table.
     pub(super) fn remark(&mut self, text: impl Into<String>) {
-        self.cannot.push(text.into());
+        self.remarks.push(text.into());
     }
 
     /// The table and the closing line.
@@ -176,9 +174,9 @@ impl Summary {
                 ui::seconds(row.elapsed),
             ));
         }
-        self.cannot
-            .iter()
-            .for_each(|line| ui::line(&format!("note  {line}")));
+        for line in self.remarks.iter().chain(&self.places.nowhere()) {
+            ui::line(&format!("note  {line}"));
+        }
         let all = Tally::sum(self.rows.iter().map(|row| row.tally));
         ui::line(&format!(
             "all of it took {}",
@@ -209,6 +207,48 @@ impl Summary {
             tally,
             elapsed,
         });
+    }
+}
+
+/// Where tests really ran: what cannot run on the host runs in the VM, and the other way round.
+#[derive(Default)]
+struct Places {
+    ran: BTreeSet<String>,
+    /// By test, what it said.
+    could_not: BTreeMap<String, String>,
+}
+
+impl Places {
+    fn take(&mut self, output: &str) {
+        let mut could_not = BTreeMap::new();
+        let mut current = "";
+        for line in output.lines() {
+            if let Some(rest) = line.strip_prefix("---- ") {
+                current = rest.split(' ').next().unwrap_or_default();
+            } else if let Some(at) = line.find(CANNOT) {
+                could_not.insert(current.to_owned(), line[at..].trim_end().to_owned());
+            }
+        }
+        let named = output
+            .lines()
+            .filter_map(|line| line.strip_prefix("test ")?.split(' ').next());
+        self.ran.extend(
+            named
+                .filter(|name| !could_not.contains_key(*name))
+                .map(str::to_owned),
+        );
+        self.could_not.extend(could_not);
+    }
+
+    /// The tests that ran in no place, with the reason.
+    fn nowhere(&self) -> Vec<String> {
+        let nowhere = self
+            .could_not
+            .iter()
+            .filter(|(name, _)| !self.ran.contains(*name));
+        nowhere
+            .map(|(name, reason)| format!("{name}: {reason}"))
+            .collect()
     }
 }
 
@@ -261,6 +301,24 @@ mod tests {
             test result: FAILED. 1 passed; 1 failed;\nrunning 3 tests\n";
         let text = failures(output);
         assert!(text.contains("boom") && !text.contains("test a") && !text.contains("running 3"));
+    }
+
+    #[test]
+    fn a_test_that_cannot_run_is_told_unless_it_ran_elsewhere() {
+        let said = |name: &str| {
+            format!(
+                "test {name} ... ok\nsuccesses:\n---- {name} stdout ----\nCANNOT RUN HERE: no nbd\n"
+            )
+        };
+        let mut places = Places::default();
+        places.take(&said("a"));
+        places.take(&said("b"));
+        assert_eq!(
+            places.nowhere(),
+            ["a: CANNOT RUN HERE: no nbd", "b: CANNOT RUN HERE: no nbd"]
+        );
+        places.take("test a ... ok\n");
+        assert_eq!(places.nowhere(), ["b: CANNOT RUN HERE: no nbd"]);
     }
 
     #[test]

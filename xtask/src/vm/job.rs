@@ -1,9 +1,9 @@
 //! A job for the guest: a script, what lies beside it, and its settings, packed as a tar.
 //!
-//! Programs built on the host bring the host's loader and libraries along and are started through them, so
-//! the guest's libc does not matter.
+//! Programs built on the host bring the host's loader and libraries along, so the guest's libc does not matter.
+//! They are made to name them (`patchelf`) rather than started through the loader: `/proc/self/exe` must be the
+//! program, or one that starts itself again would start the loader.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ impl Job {
         Ok(())
     }
 
-    /// The program without debug information, its libraries and loader, and a starter on the path.
+    /// The program without debug information, its libraries and loader.
     async fn pack_program(&self, stage: &Path, name: &str, path: &Path) -> Result<()> {
         let host = stage.join("host");
         let listing = Run::new("ldd", PACK_LIMIT).arg(path).output(|_| {}).await?;
@@ -146,8 +146,7 @@ impl Job {
             .iter()
             .filter_map(|library| library.file_name()?.to_str())
             .find(|name| name.starts_with("ld-linux"))
-            .with_context(|| format!("{} is not a dynamic program", path.display()))?
-            .to_owned();
+            .with_context(|| format!("{} is not a dynamic program", path.display()))?;
         for library in &libraries {
             let to = host.join(library.file_name().context("a library without a name")?);
             if !to.exists() {
@@ -155,26 +154,18 @@ impl Job {
                     .with_context(|| format!("copy {}", library.display()))?;
             }
         }
-        let program = host.join(format!("{name}.program"));
-        let stripped = Run::new("strip", PACK_LIMIT)
+        let program = stage.join("bin").join(name);
+        let strip = Run::new("strip", PACK_LIMIT)
             .arg("--strip-debug")
             .arg("-o")
+            .arg(&program);
+        strip.arg(path).output(|_| {}).await?;
+        Run::new("patchelf", PACK_LIMIT)
+            .args(["--set-interpreter", &format!("/job/host/{loader}")])
+            .args(["--force-rpath", "--set-rpath", "/job/host"])
             .arg(&program)
-            .arg(path)
-            .ended(|_| {})
-            .await;
-        if !stripped.is_ok_and(|ended| ended.status.success()) {
-            std::fs::copy(path, &program).with_context(|| format!("copy {}", path.display()))?;
-        }
-        let starter = stage.join("bin").join(name);
-        std::fs::write(
-            &starter,
-            format!(
-                "#!/bin/sh\nexec /job/host/{loader} --argv0 {name} --library-path /job/host \
-                 /job/host/{name}.program \"$@\"\n"
-            ),
-        )?;
-        std::fs::set_permissions(&starter, std::fs::Permissions::from_mode(0o755))?;
+            .output(|_| {})
+            .await?;
         Ok(())
     }
 
