@@ -34,6 +34,7 @@ fn fio_verifies_mixed_random_sizes() {
             "--io_size=768m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=64",
             "--randseed=20261122",
@@ -268,7 +269,8 @@ fn run(command: &mut Command) -> Output {
             |output| {
                 assert!(
                     output.status.code() != Some(127),
-                    "{program:?} is missing: cargo xtask test installs it"
+                    "{} is missing: cargo xtask test installs it",
+                    program.display()
                 );
                 output
             },
