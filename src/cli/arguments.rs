@@ -104,7 +104,11 @@ pub struct TargetOptions {
 }
 
 /// `attach`.
+// clap would show the options of a target as required beside an optional volume: it is one or the other.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "cinder-nbd attach [OPTIONS] <VOLUME>\n       cinder-nbd attach [OPTIONS] --portal <HOST:PORT> --target <IQN> --lun <N>"
+)]
 pub struct Attach {
     /// Name or UUID of a Cinder volume
     #[arg(required_unless_present = "portal", conflicts_with_all = ["portal", "target", "lun"])]
