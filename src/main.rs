@@ -1,7 +1,8 @@
 //! The roof: wires the rooms and does nothing else.
 //!
-//! The daemon is joined here because the control socket and the Docker plugin do not know each other. It goes down in
-//! the order faces, volumes, journal: no new calls, then everything off this host, bounded in time.
+//! The daemon is joined here because the control socket and the Docker plugin do not know each
+//! other. It goes down in the order faces, volumes, journal: no new calls, then everything off this
+//! host, bounded in time.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -76,7 +77,8 @@ async fn daemon(config: &Config) -> anyhow::Result<()> {
             shutdown.cancel();
             match ended {
                 Some(ended) => ended,
-                // Whoever is cut off here sees a closed connection and, later, a daemon that has undone its call.
+                // Whoever is cut off here sees a closed connection and, later, a daemon that has
+                // undone its call.
                 None => tokio::time::timeout(FACES_PATIENCE, faces)
                     .await
                     .unwrap_or(Ok(())),

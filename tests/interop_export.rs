@@ -3,7 +3,10 @@
 //! The binary is run as a user runs it: in the foreground, without root's help, without a daemon. What is judged
 //! is the data: fio verifies each block that it reads, nbdcopy's image must come back equal.
 
-#![expect(clippy::unwrap_used, reason = "a test's bed that cannot be made is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's bed that cannot be made is a failed test"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -31,6 +34,7 @@ fn fio_verifies_mixed_random_sizes() {
             "--io_size=768m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=64",
             "--randseed=20261122",
@@ -265,7 +269,8 @@ fn run(command: &mut Command) -> Output {
             |output| {
                 assert!(
                     output.status.code() != Some(127),
-                    "{program:?} is missing: cargo xtask test installs it"
+                    "{} is missing: cargo xtask test installs it",
+                    program.display()
                 );
                 output
             },

@@ -290,6 +290,7 @@ fn fio_verifies_mixed_sizes_over_several_connections() {
             "--offset_increment=32M",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--randrepeat=0",
             "--end_fsync=1",
             "--group_reporting",

@@ -236,7 +236,7 @@ pub fn nbd_options(data: &[u8]) {
                         return;
                     }
                 }
-                _ => return,
+                Progress::Transmission | Progress::Ended => return,
             }
         }
     }
@@ -297,7 +297,11 @@ fn complete(
     loop {
         let bytes = match accepted.command {
             Command::Read { len, .. } => usize::try_from(len).unwrap_or_default(),
-            _ => 0,
+            Command::Write { .. }
+            | Command::ZeroFill { .. }
+            | Command::Flush
+            | Command::Trim { .. }
+            | Command::WriteZeroes { .. } => 0,
         };
         let result = match mode % 3 {
             0 => Err(cinder_nbd::block::ErrorKind::Io),

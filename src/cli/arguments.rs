@@ -1,4 +1,5 @@
-//! What can be said on the command line. Names are a contract: scripts of others use them; add, do not rename.
+//! What can be said on the command line. Names are a contract: scripts of others use them; add, do
+//! not rename.
 
 use std::path::PathBuf;
 
@@ -81,7 +82,8 @@ pub struct Show {
     pub json: bool,
 }
 
-/// Which LUN, and how to reach it. Flat: clap sees an optional part as given only by options of its own.
+/// Which LUN, and how to reach it. Flat: clap sees an optional part as given only by options of its
+/// own.
 #[derive(Debug, Args)]
 pub struct TargetOptions {
     /// Address of the target; port 3260 unless given
@@ -124,7 +126,8 @@ pub struct Detach {
     /// Name or UUID of the volume, or its device
     #[arg(value_name = "VOLUME|DEVICE")]
     pub volume: String,
-    /// Even if Docker is counted as using it; what the kernel knows as in use is never detached
+    /// Even if Docker is counted as using it, or its target takes no more writes and what is
+    /// unwritten is lost; what the kernel knows as in use is never detached
     #[arg(long)]
     pub force: bool,
 }

@@ -1,4 +1,5 @@
-//! `attach`, `detach`, `list` and `status`: what the daemon does, asked for through the control socket.
+//! `attach`, `detach`, `list` and `status`: what the daemon does, asked for through the control
+//! socket.
 
 use anyhow::Context;
 

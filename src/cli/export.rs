@@ -75,7 +75,8 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         shutdown.token(),
     );
     tokio::pin!(served);
-    // The socket is bound in the first poll: after it, a client can connect or there is an error to tell.
+    // The socket is bound in the first poll: after it, a client can connect or there is an error to
+    // tell.
     if let Some(ended) = (&mut served).now_or_never() {
         return Ok(ended?);
     }

@@ -1,4 +1,5 @@
-//! Answers on stdout: JSON for programs, aligned tables for people; and a sign of life on stderr while one waits.
+//! Answers on stdout: JSON for programs, aligned tables for people; and a sign of life on stderr
+//! while one waits.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;

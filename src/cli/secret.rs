@@ -1,6 +1,7 @@
 //! The CHAP secret from its file.
 //!
-//! Invariant: the secret goes from the file into a `Secret` and nowhere else; errors name the file, not its content.
+//! Invariant: the secret goes from the file into a `Secret` and nowhere else; errors name the file,
+//! not its content.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -1,13 +1,15 @@
 //! Docker's volume plugin protocol on a Unix socket: eight endpoints and `Plugin.Activate`.
 //!
-//! Source: docker/cli `docs/extend/plugins_volume.md`, `plugin_api.md`; moby `pkg/plugins/client.go`,
-//! `daemon/volume/drivers`.
+//! Source: docker/cli `docs/extend/plugins_volume.md`, `plugin_api.md`; moby
+//! `pkg/plugins/client.go`, `daemon/volume/drivers`.
 //!
 //! Invariants:
 //! 1. Any content type and an empty body are taken: engines, podman and old clients differ in both.
-//! 2. Every answer is JSON. A failure is status 500 with `Err`, one line; the engine shows it to the user.
-//! 3. `Get` of an absent volume answers "no such volume", so that the engine goes on to `Create`. `List`, `Get` and
-//!    `Path` of what is known here ask nobody else: an `Err` there makes the engine forget the volume.
+//! 2. Every answer is JSON. A failure is status 500 with `Err`, one line; the engine shows it to
+//!    the user.
+//! 3. `Get` of an absent volume answers "no such volume", so that the engine goes on to `Create`.
+//!    `List`, `Get` and `Path` of what is known here ask nobody else: an `Err` there makes the
+//!    engine forget the volume.
 //! 4. Nothing here decides; `volume` does.
 
 mod options;

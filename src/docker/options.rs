@@ -1,7 +1,7 @@
 //! The options of `docker volume create -o KEY=VALUE`.
 //!
-//! Invariant: an option that is not known is an error with the nearest right word. Silently dropped options are how
-//! a volume ends up with the wrong size or filesystem.
+//! Invariant: an option that is not known is an error with the nearest right word. Silently dropped
+//! options are how a volume ends up with the wrong size or filesystem.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

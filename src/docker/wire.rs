@@ -1,6 +1,7 @@
 //! The bodies of the plugin protocol.
 //!
-//! Source: docker/cli `docs/extend/plugins_volume.md`; moby `daemon/volume/drivers/proxy.go` for what may be absent.
+//! Source: docker/cli `docs/extend/plugins_volume.md`; moby `daemon/volume/drivers/proxy.go` for
+//! what may be absent.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -147,7 +148,8 @@ impl VolumeView {
     }
 }
 
-/// Cinder's time as RFC 3339: it leaves the zone away, which is UTC. Nothing for what does not look like a time.
+/// Cinder's time as RFC 3339: it leaves the zone away, which is UTC. Nothing for what does not look
+/// like a time.
 fn rfc3339(text: &str) -> Option<String> {
     let begin = text.get(..19)?;
     let looks_right = begin

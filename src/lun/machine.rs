@@ -29,7 +29,7 @@ use bytes::Bytes;
 use iscsi::client::Patience;
 use iscsi::io::{Command, Completion as Answer, Data};
 use iscsi::scsi::sense::code;
-use iscsi::scsi::{ByteCount, Cdb, Lba, Sense, SenseKey, Status, Verdict};
+use iscsi::scsi::{ByteCount, Cdb, Lba, Sense, SenseKey, Verdict};
 
 use super::failure::kind_of;
 use super::limits::Limits;

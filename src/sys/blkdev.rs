@@ -1,10 +1,13 @@
-//! Questions to a block device: its number, its size, whether somebody else has it, and the dropping of its caches.
+//! Questions to a block device: its number, its size, whether somebody else has it, and the
+//! dropping of its caches.
 //!
-//! Read before changing: `block/ioctl.c` and `block/bdev.c` of the kernel (what `O_EXCL` means for a block device).
+//! Read before changing: `block/ioctl.c` and `block/bdev.c` of the kernel (what `O_EXCL` means for
+//! a block device).
 //!
 //! Invariants:
 //! 1. `is_free` never claims "free" on an error: only a successful exclusive open proves it.
-//! 2. After `drop_cache` the next read comes from the device, not from a page that an earlier user left behind.
+//! 2. After `drop_cache` the next read comes from the device, not from a page that an earlier user
+//!    left behind.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -42,8 +45,8 @@ pub fn size_bytes(file: &mut File) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Whether nobody else holds the device: no mount in any namespace, no device-mapper or RAID on top, no other
-/// exclusive opener. Plain openers (`dd`, `blkid`) do not count.
+/// Whether nobody else holds the device: no mount in any namespace, no device-mapper or RAID on
+/// top, no other exclusive opener. Plain openers (`dd`, `blkid`) do not count.
 ///
 /// # Errors
 /// Anything but "busy".
@@ -81,8 +84,9 @@ const BLKFLSBUF: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 97);
     reason = "rustix has no wrapper for BLKFLSBUF, and no safe call drops a device's cache"
 )]
 fn flush_buffers(file: &File) -> io::Result<()> {
-    // SAFETY: BLKFLSBUF takes no argument and writes no memory of ours, which is what `NoArg` promises; on a file
-    // that is no block device the kernel answers ENOTTY. The descriptor is borrowed for the whole call.
+    // SAFETY: BLKFLSBUF takes no argument and writes no memory of ours, which is what `NoArg`
+    // promises; on a file that is no block device the kernel answers ENOTTY. The descriptor is
+    // borrowed for the whole call.
     unsafe { rustix::ioctl::ioctl(file, rustix::ioctl::NoArg::<BLKFLSBUF>::new())? };
     Ok(())
 }

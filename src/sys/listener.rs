@@ -1,8 +1,9 @@
-//! A listening Unix socket that only we and root may use, put in the place of a dead one but never of a live one.
+//! A listening Unix socket that only we and root may use, put in the place of a dead one but never
+//! of a live one.
 //!
 //! Invariants:
-//! 1. The socket is never connectable with wider rights than asked: it is bound under another name, given its mode,
-//!    and only then renamed into place.
+//! 1. The socket is never connectable with wider rights than asked: it is bound under another name,
+//!    given its mode, and only then renamed into place.
 //! 2. A socket at which somebody answers is not replaced.
 
 use std::io;
@@ -10,7 +11,8 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-/// Binds `path` with the permission bits `mode`, makes its directory when absent, and listens without blocking.
+/// Binds `path` with the permission bits `mode`, makes its directory when absent, and listens
+/// without blocking.
 ///
 /// # Errors
 /// `AddrInUse` when a live process listens there; else what the file system said.
@@ -53,7 +55,8 @@ pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
         .and_then(|()| listener.set_nonblocking(true))
         .and_then(|()| std::fs::rename(fresh, path));
     if let Err(error) = placed {
-        // The socket is of no use under its first name; the error of the placing is the one to tell.
+        // The socket is of no use under its first name; the error of the placing is the one to
+        // tell.
         let _ = std::fs::remove_file(fresh);
         return Err(error);
     }
@@ -90,7 +93,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         std::fs::write(&path, "precious").unwrap();
-        // Needed as a case of its own: connecting to such a file is refused just as to a dead socket.
+        // Needed as a case of its own: connecting to such a file is refused just as to a dead
+        // socket.
         assert_eq!(
             bind(&path, 0o600).unwrap_err().kind(),
             io::ErrorKind::AlreadyExists

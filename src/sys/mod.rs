@@ -1,9 +1,12 @@
-//! The few system calls the daemon makes itself: mounts, block devices, sockets, the kernel's NBD driver.
+//! The few system calls the daemon makes itself: mounts, block devices, sockets, the kernel's NBD
+//! driver.
 //!
-//! A room of its own so that `unsafe` has one address: everything here is safe to call, and no other room may
-//! hold an `unsafe` block. Most calls go through `rustix`, whose wrappers are safe; what is left says why.
+//! A room of its own so that `unsafe` has one address: everything here is safe to call, and no
+//! other room may hold an `unsafe` block. Most calls go through `rustix`, whose wrappers are safe;
+//! what is left says why.
 //!
-//! What it does not do: decide. When a device may be flushed, unmounted or disconnected is `volume`'s matter.
+//! What it does not do: decide. When a device may be flushed, unmounted or disconnected is
+//! `volume`'s matter.
 
 pub mod blkdev;
 pub mod listener;

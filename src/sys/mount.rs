@@ -3,8 +3,10 @@
 //! Source: proc(5), `/proc/PID/mountinfo`; mount(2), umount2(2).
 //!
 //! Invariants:
-//! 1. A mount is recognised by its device number, never by the name of its source: names are reused.
-//! 2. `users` looks into every mount namespace it can see, because a container's bind mount is not in ours.
+//! 1. A mount is recognised by its device number, never by the name of its source: names are
+//!    reused.
+//! 2. `users` looks into every mount namespace it can see, because a container's bind mount is not
+//!    in ours.
 //!
 //! What it does not do: judge whether a user is a reason to stay. `volume` does.
 
@@ -47,7 +49,8 @@ pub struct MountUser {
     pub own_namespace: bool,
 }
 
-/// Mount options split as mount(2) wants them: flags of the VFS, and the rest as text for the filesystem.
+/// Mount options split as mount(2) wants them: flags of the VFS, and the rest as text for the
+/// filesystem.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
     read_only: bool,
@@ -59,7 +62,8 @@ impl MountOptions {
     /// Splits a comma-separated list as after `mount -o`.
     ///
     /// # Errors
-    /// Names the first option that would change what is mounted rather than how (`bind`, `remount`, ...).
+    /// Names the first option that would change what is mounted rather than how (`bind`, `remount`,
+    /// ...).
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut options = Self::default();
         for word in text
@@ -125,10 +129,12 @@ pub fn mount(
     Ok(())
 }
 
-/// Unmounts what is on top of `mountpoint`. `lazy`: out of the tree now, gone when its last user has left.
+/// Unmounts what is on top of `mountpoint`. `lazy`: out of the tree now, gone when its last user
+/// has left.
 ///
 /// # Errors
-/// `ResourceBusy` while files are open there (not lazy); `InvalidInput` when nothing is mounted there.
+/// `ResourceBusy` while files are open there (not lazy); `InvalidInput` when nothing is mounted
+/// there.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
     let flags = if lazy {
         UnmountFlags::DETACH

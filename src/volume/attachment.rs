@@ -11,11 +11,14 @@
 //! ```
 //!
 //! Invariants:
-//! 1. The kernel is asked before Cinder is touched: a host that cannot have devices leaves no trace in the cloud.
-//! 2. The id of an attachment is on the disk before the step that would make a backend export to us.
-//! 3. A failure undoes what was done, newest first. What cannot be undone is handed to the caller, who owns it and
-//!    tries again; it is never dropped.
-//! 4. The attachment in Cinder is deleted only after the device is gone: until then the export is in use.
+//! 1. The kernel is asked before Cinder is touched: a host that cannot have devices leaves no trace
+//!    in the cloud.
+//! 2. The id of an attachment is on the disk before the step that would make a backend export to
+//!    us.
+//! 3. A failure undoes what was done, newest first. What cannot be undone is handed to the caller,
+//!    who owns it and tries again; it is never dropped.
+//! 4. The attachment in Cinder is deleted only after the device is gone: until then the export is
+//!    in use.
 
 use std::sync::Arc;
 
@@ -25,7 +28,7 @@ use uuid::Uuid;
 use super::cloud::Cloud;
 use super::error::{Error, line};
 use super::journal::{Entry, Step, Store};
-use super::platform::{Device, Platform};
+use super::platform::{Device, Platform, Release};
 use super::request::StaticTarget;
 use crate::cinder::Connector;
 use crate::lun::LunSpec;
@@ -141,8 +144,8 @@ pub(crate) async fn attach_static(cx: &Context, target: StaticTarget) -> Result<
     }
 }
 
-/// The way back, in use no more. `force`: although somebody still has the device.
-pub(crate) async fn detach(cx: &Context, attached: Attached, force: bool) -> Result<(), Failure> {
+/// The way back.
+pub(crate) async fn detach(cx: &Context, attached: Attached, how: Release) -> Result<(), Failure> {
     let Attached {
         mut entry,
         device,
@@ -152,7 +155,8 @@ pub(crate) async fn detach(cx: &Context, attached: Attached, force: bool) -> Res
     } = attached;
     entry.step = Step::Detaching;
     if let Err(error) = cx.store.save_entry(&entry).await {
-        // The entry on the disk already holds all that an undo needs; a full disk must not keep a volume here.
+        // The entry on the disk already holds all that an undo needs; a full disk must not keep a
+        // volume here.
         tracing::warn!(
             volume = entry.volume,
             error = line(&error),
@@ -160,7 +164,7 @@ pub(crate) async fn detach(cx: &Context, attached: Attached, force: bool) -> Res
         );
     }
     let path = device.path();
-    if let Err((device, cause)) = device.disconnect(force).await {
+    if let Err((device, cause)) = device.disconnect(how).await {
         let error = Error::step(format!("disconnecting {}", path.display()), cause);
         let left = Left::Attached(Attached {
             entry,
@@ -177,7 +181,8 @@ pub(crate) async fn detach(cx: &Context, attached: Attached, force: bool) -> Res
     })
 }
 
-/// Deletes the attachment and then the entry. Comes back with the entry when it must be tried again.
+/// Deletes the attachment and then the entry. Comes back with the entry when it must be tried
+/// again.
 pub(crate) async fn settle(cx: &Context, entry: Entry) -> Result<(), (Entry, Error)> {
     if let Some(id) = &entry.attachment_id
         && let Err(cause) = cx.cloud.delete_attachment(id).await
@@ -210,8 +215,8 @@ pub(crate) async fn reclaim(cx: &Context, entry: Entry) -> Result<(), (Entry, Er
     settle(cx, entry).await
 }
 
-/// The crash fell between Cinder's answer and our note of it. A reserved attachment does not say whose it is, and
-/// another host may be attaching right now, so it is named and not deleted.
+/// The crash fell between Cinder's answer and our note of it. A reserved attachment does not say
+/// whose it is, and another host may be attaching right now, so it is named and not deleted.
 async fn warn_of_reserved(cx: &Context, name: &str, volume_id: &str) {
     let Ok(attachments) = cx.cloud.attachments(volume_id).await else {
         return;
@@ -247,7 +252,8 @@ async fn export_to_us(
     let attachment_id = entry.attachment_id.as_deref().unwrap_or_default();
     let ip = match cx.settings.ip.clone() {
         Some(ip) => ip,
-        // iSCSI drivers need some address and look at it little; none on the route means a cloud on this host.
+        // iSCSI drivers need some address and look at it little; none on the route means a cloud on
+        // this host.
         None => cx
             .cloud
             .local_ip()
@@ -369,10 +375,11 @@ async fn give_up(cx: &Context, entry: Entry, error: Error) -> Failure {
     }
 }
 
-/// Undo with a device. Nobody was told of it yet, so whoever has it open is a prober: it goes by force.
+/// Undo with a device. Nobody was told of it yet, so whoever has it open is a prober: it goes by
+/// force.
 async fn take_back(cx: &Context, attached: Attached, error: Error) -> Failure {
     let path = attached.device.path();
-    match detach(cx, attached, true).await {
+    match detach(cx, attached, Release::Forced).await {
         Ok(()) => Failure::clean(error),
         Err(Failure { error: undo, left }) => {
             tracing::warn!(device = %path.display(), error = line(&undo), "undoing an attach failed");
@@ -403,14 +410,16 @@ async fn take_back(cx: &Context, attached: Attached, error: Error) -> Failure {
 /// More lanes than this gain nothing and cost a thread and a session each.
 const LANES_MAX: usize = 16;
 
-/// Our half of a lane's session name: stable for the attachment, different for every lane of every attachment, as two
-/// sessions of one initiator to one target must differ in it (the later would reinstate the earlier).
+/// Our half of a lane's session name: stable for the attachment, different for every lane of every
+/// attachment, as two sessions of one initiator to one target must differ in it (the later would
+/// reinstate the earlier).
 ///
 /// RFC 7143 §11.12.5: type 10b, a random number of 24 bits, a qualifier of 16 bits.
 pub fn lane_isid(id: Uuid, lane: usize) -> Isid {
     let random = id.as_bytes();
     let lane = u8::try_from(lane % LANES_MAX).unwrap_or_default();
-    // The last bytes of a version 4 UUID are all random; the lane takes the lowest four bits of the qualifier.
+    // The last bytes of a version 4 UUID are all random; the lane takes the lowest four bits of the
+    // qualifier.
     let qualifier = u16::from_be_bytes([random[12], (random[11] << 4) | lane]);
     Isid::random([random[15], random[14], random[13]], qualifier)
 }

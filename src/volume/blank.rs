@@ -1,14 +1,16 @@
 //! The proof that a device is blank, or the name of what is on it.
 //!
-//! A room of its own because the worst defect of this trade sits here: "the probe failed" taken for "there is
-//! nothing", and somebody's data formatted away.
+//! A room of its own because the worst defect of this trade sits here: "the probe failed" taken for
+//! "there is nothing", and somebody's data formatted away.
 //!
-//! Source: blkid(8), exit status and low-level probing; the places of signatures are listed at `regions`.
+//! Source: blkid(8), exit status and low-level probing; the places of signatures are listed at
+//! `regions`.
 //!
 //! Invariants:
-//! 1. `Content::Blank` needs two witnesses: libblkid probed and found nothing, *and* our own read of every region
-//!    succeeded in full and every byte was zero.
-//! 2. Any error, of either witness, is an error; blkid's status 2 alone ("nothing, or could not look") proves nothing.
+//! 1. `Content::Blank` needs two witnesses: libblkid probed and found nothing, *and* our own read
+//!    of every region succeeded in full and every byte was zero.
+//! 2. Any error, of either witness, is an error; blkid's status 2 alone ("nothing, or could not
+//!    look") proves nothing.
 //! 3. Nothing here writes.
 
 use std::fs::File;
@@ -118,13 +120,14 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The head: boot sectors, GPT, ext, xfs, btrfs (64 KiB), LVM, LUKS1 and LUKS2 with its second header (up to 4 MiB),
-/// ZFS labels 0 and 1, md 1.1 and 1.2, swap.
+/// The head: boot sectors, GPT, ext, xfs, btrfs (64 KiB), LVM, LUKS1 and LUKS2 with its second
+/// header (up to 4 MiB), ZFS labels 0 and 1, md 1.1 and 1.2, swap.
 const HEAD_BYTES: u64 = 4 * MIB;
-/// The tail: backup GPT, md 0.90 and 1.0, ZFS labels 2 and 3, DDF and vendors' RAID metadata, DRBD's.
+/// The tail: backup GPT, md 0.90 and 1.0, ZFS labels 2 and 3, DDF and vendors' RAID metadata,
+/// DRBD's.
 const TAIL_BYTES: u64 = 4 * MIB;
-/// Backups that outlive a lost head: ext's second superblock for block sizes 1, 2 and 4 KiB (the first block of
-/// group 1), btrfs's mirrors.
+/// Backups that outlive a lost head: ext's second superblock for block sizes 1, 2 and 4 KiB (the
+/// first block of group 1), btrfs's mirrors.
 const BACKUPS: [u64; 5] = [8 * MIB, 32 * MIB, 64 * MIB, 128 * MIB, 256 * GIB];
 const BACKUP_BYTES: u64 = 64 * KIB;
 /// Samples across the whole, for data that has no signature. Chosen freely; costs 2 MiB of reading.
@@ -292,7 +295,8 @@ mod tests {
         assert_eq!(found, Some(Content::Filesystem("ext4".to_owned())));
     }
 
-    /// The class of kubernetes#140376: the head is destroyed, blkid sees nothing, the data is still there.
+    /// The class of kubernetes#140376: the head is destroyed, blkid sees nothing, the data is still
+    /// there.
     #[tokio::test]
     async fn a_filesystem_whose_head_was_lost_is_not_blank() {
         let mut file = tempfile::NamedTempFile::new().unwrap();

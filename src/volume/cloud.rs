@@ -1,8 +1,10 @@
 //! What the engine asks of Cinder, and the client that is made when it is first needed.
 //!
-//! A boundary of its own for the same reason as `platform`: failures at every step are scripted in tests.
+//! A boundary of its own for the same reason as `platform`: failures at every step are scripted in
+//! tests.
 //!
-//! Invariant: the daemon starts, lists and unmounts without a cloud; only what needs Cinder fails while it is away.
+//! Invariant: the daemon starts, lists and unmounts without a cloud; only what needs Cinder fails
+//! while it is away.
 
 use std::fmt::Debug;
 

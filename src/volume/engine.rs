@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Invariants:
-//! 1. The registry alone routes to workers and lets them go; a worker with nothing to remember is let go.
+//! 1. The registry alone routes to workers and lets them go; a worker with nothing to remember is
+//!    let go.
 //! 2. The registry never awaits a volume: listing answers from what the workers last showed.
 //! 3. One daemon at a time works in a state directory: a lock is held for the engine's life.
 
@@ -55,13 +56,15 @@ enum Message {
     Stop { deadline: Instant },
 }
 
-/// Requests that may wait, of all volumes. Chosen freely: `docker compose up` of a large project asks for dozens.
+/// Requests that may wait, of all volumes. Chosen freely: `docker compose up` of a large project
+/// asks for dozens.
 const MESSAGES_MAX: usize = 256;
 /// Requests that may wait for one volume.
 const COMMANDS_MAX: usize = 64;
 
 impl Engine {
-    /// Starts the engine: takes the lock, loads what is written down, and begins to remove what a dead daemon left.
+    /// Starts the engine: takes the lock, loads what is written down, and begins to remove what a
+    /// dead daemon left.
     ///
     /// # Errors
     /// Another daemon holds the directory; a directory cannot be made or read.
@@ -177,7 +180,8 @@ impl Engine {
             .await
     }
 
-    /// Gives back one mount of `id`; the last one takes the volume off this host, now or when its users have left.
+    /// Gives back one mount of `id`; the last one takes the volume off this host, now or when its
+    /// users have left.
     ///
     /// # Errors
     /// The daemon is stopping.
@@ -299,7 +303,8 @@ impl Engine {
 }
 
 impl Running {
-    /// Takes everything off this host and ends. Busy volumes get `patience`; then they are flushed and cut off.
+    /// Takes everything off this host and ends. Busy volumes get `patience`; then they are flushed
+    /// and cut off.
     pub async fn stop(self, patience: Duration) {
         let Self {
             messages,
@@ -311,7 +316,8 @@ impl Running {
             tracing::error!("the engine had ended before it was told to");
         }
         drop(messages);
-        // What hangs in Cinder or in the kernel beyond that is in the journal, and the next start undoes it.
+        // What hangs in Cinder or in the kernel beyond that is in the journal, and the next start
+        // undoes it.
         match tokio::time::timeout_at(deadline + STOP_MARGIN, &mut task).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the engine ended badly"),
@@ -393,7 +399,8 @@ impl Registry {
         drop(inbox);
         for post in std::mem::take(&mut self.workers).into_values() {
             if let Some(deadline) = deadline {
-                // There is always a place left for it, so this fails only for a worker that has ended.
+                // There is always a place left for it, so this fails only for a worker that has
+                // ended.
                 if let Err(error) = post.commands.try_send(Command::Stop { deadline }) {
                     tracing::warn!(%error, "a volume could not be told to stop");
                 }
@@ -451,8 +458,8 @@ impl Registry {
         );
     }
 
-    /// A worker that remembers nothing and has nothing to do is let go. Only we send to it, so one without an
-    /// outstanding command is idle and stays so.
+    /// A worker that remembers nothing and has nothing to do is let go. Only we send to it, so one
+    /// without an outstanding command is idle and stays so.
     fn finish(&mut self, finished: &Finished) {
         let Some(post) = self.workers.get_mut(&finished.name) else {
             return;

@@ -1,7 +1,8 @@
-//! A cloud and a host that exist in memory, fail where a test says so, and remember every call in its order.
+//! A cloud and a host that exist in memory, fail where a test says so, and remember every call in
+//! its order.
 //!
-//! Only in tests. They keep what the real ones keep (attachments, devices, mounts), so that a test can ask what was
-//! left behind instead of believing the calls.
+//! Only in tests. They keep what the real ones keep (attachments, devices, mounts), so that a test
+//! can ask what was left behind instead of believing the calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::error::Cause;
-use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
+use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
 use super::request::Fstype;
 use super::{CREATED_BY, Cloud, Settings};
 use crate::cinder::{ConnectionInfo, Connector, NewVolume, Volume};
@@ -343,15 +344,15 @@ impl Device for FakeDevice {
         "a LUN of the test".to_owned()
     }
 
-    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected> {
+    fn disconnect(self: Box<Self>, how: Release) -> BoxFuture<'static, Disconnected> {
         Box::pin(async move {
-            let call = if force {
-                "disconnect_by_force"
-            } else {
-                "disconnect"
+            let call = match how {
+                Release::Clean => "disconnect",
+                Release::LoseUnwritten => "disconnect_unwritten",
+                Release::Forced => "disconnect_by_force",
             };
             let mut failed = self.world.enter(call).await.err();
-            let busy = !force && !self.world.inner().users.is_empty();
+            let busy = how != Release::Forced && !self.world.inner().users.is_empty();
             if busy && failed.is_none() {
                 failed = Some("the device is busy".into());
             }

@@ -1,9 +1,10 @@
-//! Making a filesystem, mounting and unmounting it: the work, not the decision (`attachment` and `worker` decide).
+//! Making a filesystem, mounting and unmounting it: the work, not the decision (`attachment` and
+//! `worker` decide).
 //!
 //! Invariants:
 //! 1. mkfs is never forced. It refuses a device that is mounted or in use, and so it shall.
-//! 2. The mountpoint directory exists only while something is mounted there; it is mode 0 underneath, so that
-//!    nobody but root writes to the host's disk when the volume is not there.
+//! 2. The mountpoint directory exists only while something is mounted there; it is mode 0
+//!    underneath, so that nobody but root writes to the host's disk when the volume is not there.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -24,8 +25,9 @@ pub(crate) async fn format(device: &Path, fstype: Fstype) -> Result<(), Cause> {
         Fstype::Ext4 => "mkfs.ext4",
     };
     let mut command = tokio::process::Command::new(tool);
-    // Inode tables and journal are zeroed by the kernel after the mount: minutes on a large volume otherwise, and
-    // Docker gives a mount two. No discard: the device was just proved blank. No reserve for root: it holds data only.
+    // Inode tables and journal are zeroed by the kernel after the mount: minutes on a large volume
+    // otherwise, and Docker gives a mount two. No discard: the device was just proved blank. No
+    // reserve for root: it holds data only.
     command.args([
         "-q",
         "-m",
@@ -103,8 +105,9 @@ pub(crate) fn mount_at(
     Ok(())
 }
 
-/// A fresh filesystem is handed over empty: databases refuse a directory with `lost+found` in it. `e2fsck` makes it
-/// anew when it needs one. Only ever done to a filesystem this very run has made, and only if it is empty.
+/// A fresh filesystem is handed over empty: databases refuse a directory with `lost+found` in it.
+/// `e2fsck` makes it anew when it needs one. Only ever done to a filesystem this very run has made,
+/// and only if it is empty.
 fn greet(mountpoint: &Path) {
     let lost_and_found = mountpoint.join("lost+found");
     if let Err(error) = std::fs::remove_dir(&lost_and_found) {
@@ -119,7 +122,8 @@ fn greet(mountpoint: &Path) {
 /// Unmounts what is at the mountpoint and removes the directory. Blocks.
 ///
 /// # Errors
-/// Busy (unless lazy); the directory is not empty, which means that somebody wrote beneath the mount.
+/// Busy (unless lazy); the directory is not empty, which means that somebody wrote beneath the
+/// mount.
 pub(crate) fn unmount_at(mountpoint: &Path, lazy: bool) -> io::Result<()> {
     if mount::mounted_at(mountpoint)?.is_some() {
         mount::unmount(mountpoint, lazy)?;
@@ -143,8 +147,9 @@ pub(crate) fn is_mounted(device: &Path, mountpoint: &Path) -> io::Result<bool> {
     Ok(mount::mounted_at(mountpoint)?.is_some_and(|entry| entry.device == number))
 }
 
-/// Who has the device mounted other than at our mountpoint. A copy of our own mount in a namespace that was cloned
-/// from ours is no user: it goes when ours goes, or is seen by the exclusive open later. Blocks.
+/// Who has the device mounted other than at our mountpoint. A copy of our own mount in a namespace
+/// that was cloned from ours is no user: it goes when ours goes, or is seen by the exclusive open
+/// later. Blocks.
 ///
 /// # Errors
 /// `/proc` cannot be read, or this is no device.

@@ -1,6 +1,8 @@
-//! This host as it is: the kernel's NBD driver, mounts, tools. Each call is one step; the engine has decided it.
+//! This host as it is: the kernel's NBD driver, mounts, tools. Each call is one step; the engine
+//! has decided it.
 //!
-//! Invariant: all lanes of a device show the same LUN. Two that differ are refused before the kernel sees either.
+//! Invariant: all lanes of a device show the same LUN. Two that differ are refused before the
+//! kernel sees either.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -8,12 +10,12 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::BoxFuture;
 
 use super::error::{Cause, Error};
-use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
+use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
 use super::request::Fstype;
 use super::{blank, filesystem};
 use crate::block::Backend;
 use crate::lun::{Lun, LunSpec};
-use crate::nbd::KernelDevice;
+use crate::nbd::{self, KernelDevice};
 use crate::sys::mount;
 
 /// The real platform.
@@ -35,16 +37,20 @@ impl Device for HostDevice {
         self.identity.clone()
     }
 
-    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected> {
+    fn disconnect(self: Box<Self>, how: Release) -> BoxFuture<'static, Disconnected> {
         Box::pin(async move {
             let Self { device, identity } = *self;
-            match device.disconnect(force).await {
-                Ok(()) => Ok(()),
-                Err((device, error)) => {
-                    let device: Box<dyn Device> = Box::new(Self { device, identity });
-                    Err((device, error.into()))
+            let result = match device.disconnect(how == Release::Forced).await {
+                // Nobody uses it, as was just proved, and its target takes no more writes.
+                Err((device, nbd::Error::Flush { .. })) if how == Release::LoseUnwritten => {
+                    device.disconnect(true).await
                 }
-            }
+                result => result,
+            };
+            result.map_err(|(device, error)| {
+                let device: Box<dyn Device> = Box::new(Self { device, identity });
+                (device, error.into())
+            })
         })
     }
 }
@@ -119,7 +125,8 @@ impl Platform for Host {
         let mountpoint = mountpoint.map(Path::to_owned);
         Box::pin(async move {
             if let Some(at) = mountpoint {
-                // Lazily: the device beneath is dead, so waiting for its users would be waiting for nothing.
+                // Lazily: the device beneath is dead, so waiting for its users would be waiting for
+                // nothing.
                 blocking(move || filesystem::unmount_at(&at, true)).await?;
             }
             Ok(

@@ -1,13 +1,17 @@
-//! What is written down: a record for each volume we know by name, an entry for each attachment while it lives.
+//! What is written down: a record for each volume we know by name, an entry for each attachment
+//! while it lives.
 //!
 //! Invariants:
-//! 1. An entry is on the disk, with the step that comes next, before that step is done; so whatever a crash
-//!    interrupts can be undone from the entry alone.
-//! 2. A file is replaced whole: written beside, synced, renamed, the directory synced. A reader sees old or new.
-//! 3. No secret is ever written: an entry can be undone without one. Both directories are root's alone all the same.
+//! 1. An entry is on the disk, with the step that comes next, before that step is done; so whatever
+//!    a crash interrupts can be undone from the entry alone.
+//! 2. A file is replaced whole: written beside, synced, renamed, the directory synced. A reader
+//!    sees old or new.
+//! 3. No secret is ever written: an entry can be undone without one. Both directories are root's
+//!    alone all the same.
 //!
-//! Entries lie in the state directory, not on tmpfs: the kernel's device does not outlive a reboot, but the
-//! attachment in Cinder does, and without its id the volume would stay in use by a host that no longer has it.
+//! Entries lie in the state directory, not on tmpfs: the kernel's device does not outlive a reboot,
+//! but the attachment in Cinder does, and without its id the volume would stay in use by a host
+//! that no longer has it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -61,7 +65,8 @@ pub(crate) enum Formatted {
 /// One attachment, from before its first step until after its last undo.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// Ours; the kernel's device carries it as its backend identifier, lanes derive their ISID from it.
+    /// Ours; the kernel's device carries it as its backend identifier, lanes derive their ISID from
+    /// it.
     pub(crate) id: Uuid,
     /// The volume's name here.
     pub(crate) volume: String,
@@ -136,7 +141,8 @@ impl Store {
         Ok(store)
     }
 
-    /// All records and entries; a file that cannot be understood is named in the log and left alone.
+    /// All records and entries; a file that cannot be understood is named in the log and left
+    /// alone.
     pub(crate) fn load(&self) -> Result<(Vec<Record>, Vec<Entry>), Error> {
         Ok((load(&self.records)?, load(&self.entries)?))
     }

@@ -1,10 +1,11 @@
 //! The life of a volume on this host: create, attach, format, mount, and all the way back.
 //!
-//! A room of its own because order matters here and nowhere else: `cinder`, `lun`, `nbd` and `sys` each do one step
-//! well; this room knows which step comes next, writes it down before, and undoes it when a later one fails.
+//! A room of its own because order matters here and nowhere else: `cinder`, `lun`, `nbd` and `sys`
+//! each do one step well; this room knows which step comes next, writes it down before, and undoes
+//! it when a later one fails.
 //!
-//! Read before changing: `attachment` (the table of steps), `worker` (what keeps a mount alive), `blank` (what may be
-//! formatted), `journal` (what survives a crash).
+//! Read before changing: `attachment` (the table of steps), `worker` (what keeps a mount alive),
+//! `blank` (what may be formatted), `journal` (what survives a crash).
 //!
 //! What it does not do: speak to users. `docker` and `cli` do, and decide nothing.
 
@@ -34,12 +35,14 @@ pub use cloud::{Cloud, ConfiguredCloud};
 pub use engine::{Engine, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
-pub use platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform};
+pub use platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
 pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
 
-/// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting need it.
+/// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting
+/// need it.
 pub const CREATED_BY: &str = "cinder-nbd.created_by";
-/// Key in a volume's metadata: the filesystem that a cinder-nbd made on it. From then on it is never formatted again.
+/// Key in a volume's metadata: the filesystem that a cinder-nbd made on it. From then on it is
+/// never formatted again.
 pub const FORMATTED: &str = "cinder-nbd.formatted";
 
 /// What the engine needs of the configuration.

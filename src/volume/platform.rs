@@ -1,7 +1,8 @@
-//! What the engine asks of this host: kernel devices, filesystems, mounts. The real one is `host::Host`.
+//! What the engine asks of this host: kernel devices, filesystems, mounts. The real one is
+//! `host::Host`.
 //!
-//! A boundary of its own because the order of steps and of their undoing must be tested where the kernel has no NBD
-//! driver: a test's platform fails at any step it likes.
+//! A boundary of its own because the order of steps and of their undoing must be tested where the
+//! kernel has no NBD driver: a test's platform fails at any step it likes.
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -16,12 +17,24 @@ pub use crate::sys::mount::{MountOptions, MountUser};
 /// What is on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Proved: every place where a signature could be was read, is zero, and libblkid found nothing.
+    /// Proved: every place where a signature could be was read, is zero, and libblkid found
+    /// nothing.
     Blank,
     /// One filesystem, by the name mount(8) has for it.
     Filesystem(String),
     /// Something else, in words.
     Other(String),
+}
+
+/// How much stands in the way of a device's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Only if nobody uses it, and all that was written is on the target.
+    Clean,
+    /// Only if nobody uses it; what can no longer be written is given up.
+    LoseUnwritten,
+    /// Whoever uses it; what can be written in a short time is written.
+    Forced,
 }
 
 /// A device the kernel shows, served by us.
@@ -32,11 +45,11 @@ pub trait Device: Debug + Send + Sync {
     /// What the LUN behind it said it is.
     fn identity(&self) -> String;
 
-    /// Flushes, disconnects, logs out. Refuses while the device is in use, unless `force`.
+    /// Flushes, disconnects, logs out; refuses as `how` says.
     ///
     /// # Errors
     /// In use, or the kernel refused: the device comes back and works as before.
-    fn disconnect(self: Box<Self>, force: bool) -> BoxFuture<'static, Disconnected>;
+    fn disconnect(self: Box<Self>, how: Release) -> BoxFuture<'static, Disconnected>;
 }
 
 /// Gone; or back, with what stood against it.
@@ -60,7 +73,8 @@ pub trait Platform: Debug + Send + Sync + 'static {
     /// Makes a filesystem. Whether this may be done is decided before.
     fn format<'a>(&'a self, device: &'a Path, fstype: Fstype) -> BoxFuture<'a, Result<(), Cause>>;
 
-    /// Makes the mountpoint and mounts. `fresh`: the filesystem was just made; it is given to its users empty.
+    /// Makes the mountpoint and mounts. `fresh`: the filesystem was just made; it is given to its
+    /// users empty.
     fn mount<'a>(
         &'a self,
         device: &'a Path,
@@ -90,7 +104,8 @@ pub trait Platform: Debug + Send + Sync + 'static {
     /// Writes back what is dirty on the filesystem.
     fn sync<'a>(&'a self, mountpoint: &'a Path) -> BoxFuture<'a, Result<(), Cause>>;
 
-    /// Removes what a dead daemon left of an attachment: the mount, and the device that carries the identifier.
+    /// Removes what a dead daemon left of an attachment: the mount, and the device that carries the
+    /// identifier.
     fn reclaim<'a>(
         &'a self,
         identifier: &'a str,

@@ -1,6 +1,7 @@
 //! What is asked of the engine, and what it tells: requests, targets, sizes, views.
 //!
-//! Parsed here once for the command line, the control socket and Docker alike; a value that exists is legal.
+//! Parsed here once for the command line, the control socket and Docker alike; a value that exists
+//! is legal.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::error::Error;
 use crate::sys::mount::MountOptions;
 
-/// A name under which a volume is known here: what Docker's own driver allows, so that no name needs escaping.
+/// A name under which a volume is known here: what Docker's own driver allows, so that no name
+/// needs escaping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeName(String);
 
@@ -39,7 +41,8 @@ impl FromStr for VolumeName {
     }
 }
 
-/// Chosen freely: below the 255 of a file name and of Cinder's `name`, and enough for Docker's 64-letter ids.
+/// Chosen freely: below the 255 of a file name and of Cinder's `name`, and enough for Docker's
+/// 64-letter ids.
 const NAME_BYTES_MAX: usize = 128;
 
 /// A volume's size in whole GiB, at least one.
@@ -61,7 +64,8 @@ impl SizeGib {
 impl FromStr for SizeGib {
     type Err = Error;
 
-    /// `10`, `10G`, `10GB` and `10GiB` are ten GiB, as in Cinder, whose GB are GiB; smaller units are rounded up.
+    /// `10`, `10G`, `10GB` and `10GiB` are ten GiB, as in Cinder, whose GB are GiB; smaller units
+    /// are rounded up.
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = || Error::Invalid {
             what: format!("{text:?} is no size; write whole GiB as in 10, or 10GiB, 512MiB, 2TiB"),

@@ -461,6 +461,23 @@ async fn a_busy_volume_is_not_detached_and_stays_what_it_was() {
 }
 
 #[tokio::test]
+async fn a_volume_whose_target_takes_no_more_writes_is_given_up_only_by_force() {
+    let bed = Bed::new();
+    bed.world.add_foreign("v1");
+    bed.engine.attach("v1", false).await.unwrap();
+    bed.world.fail("disconnect");
+    bed.engine.detach("v1", false).await.unwrap_err();
+    assert_eq!(bed.state("v1").await, State::Attached);
+    bed.engine.detach("v1", true).await.unwrap();
+    assert_eq!(
+        bed.world.count("disconnect_by_force"),
+        0,
+        "the kernel was not asked"
+    );
+    assert!(bed.world.is_clean());
+}
+
+#[tokio::test]
 async fn static_targets_need_no_cloud_and_undo_theirs_too() {
     let bed = Bed::new();
     bed.world.fail("find");
@@ -654,7 +671,8 @@ async fn what_a_dead_daemon_left_is_rolled_back() {
             engine,
             running,
         } = bed;
-        // Dead without a word: the fake world keeps device, mount and attachment, as kernel and Cinder do.
+        // Dead without a word: the fake world keeps device, mount and attachment, as kernel and
+        // Cinder do.
         drop(engine);
         drop(running);
         tokio::task::yield_now().await;

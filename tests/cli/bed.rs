@@ -1,5 +1,6 @@
-//! What the tests of the command line stand on: the built program with an environment of the test's making, its
-//! outcome, a daemon in directories of its own, an export in the foreground. All ended by the test, all with deadlines.
+//! What the tests of the command line stand on: the built program with an environment of the test's
+//! making, its outcome, a daemon in directories of its own, an export in the foreground. All ended
+//! by the test, all with deadlines.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

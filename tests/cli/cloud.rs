@@ -1,4 +1,5 @@
-//! The verbs that speak to Cinder, against the stand-in of `support`: what works, and the one line for each refusal.
+//! The verbs that speak to Cinder, against the stand-in of `support`: what works, and the one line
+//! for each refusal.
 //!
 //! After each failure of an attach, the cloud must have no attachment and its target no session.
 

@@ -1,8 +1,10 @@
 //! The daemon on a kernel that has nbd: what only real devices, mounts and namespaces can show.
 //!
-//! Where the kernel has none these tests say so and end; the VM bed runs them where it has one, with
-//! `CINDER_NBD_IN_VM` set, and then its absence is a failure. `CINDER_NBD_PROGRAM` names the program there.
+//! Where the kernel has none these tests say so and end; the VM bed runs them where it has one,
+//! with `CINDER_NBD_IN_VM` set, and then its absence is a failure. `CINDER_NBD_PROGRAM` names the
+//! program there.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -105,7 +107,8 @@ fn connected_devices() -> Vec<PathBuf> {
         .collect()
 }
 
-/// A process in a mount namespace of its own that holds the filesystem elsewhere, as a container does.
+/// A process in a mount namespace of its own that holds the filesystem elsewhere, as a container
+/// does.
 struct Holder(Child);
 
 impl Holder {
@@ -184,11 +187,12 @@ fn what_is_no_filesystem_is_neither_mounted_nor_formatted() {
         .stdout
         .trim()
         .to_owned();
-    assert_eq!(
-        &std::fs::read(&device).unwrap()[..4096],
-        magic,
-        "it was written to"
-    );
+    let mut head = vec![0; magic.len()];
+    std::fs::File::open(&device)
+        .unwrap()
+        .read_exact(&mut head)
+        .unwrap();
+    assert_eq!(head, magic, "it was written to");
     host.home.run(&["detach", &device]).ok();
 }
 

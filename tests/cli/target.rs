@@ -1,4 +1,5 @@
-//! The verbs that log in to a target, against a real tgtd: what works, and the one line for each thing that is wrong.
+//! The verbs that log in to a target, against a real tgtd: what works, and the one line for each
+//! thing that is wrong.
 //!
 //! After each failure the target must have no session of ours.
 

@@ -1,4 +1,5 @@
-//! The command line itself: help, usage errors, and what it says when there is no daemon or no cloud.
+//! The command line itself: help, usage errors, and what it says when there is no daemon or no
+//! cloud.
 
 use crate::bed::{Home, program, run};
 
@@ -137,11 +138,7 @@ fn the_daemon_shows_itself_and_ends_cleanly() {
 
     // One daemon to a directory, and the first is not disturbed.
     home.run(&["daemon"])
-        .stderr
-        .lines()
-        .last()
-        .unwrap()
-        .contains("another cinder-nbd daemon");
+        .fails_with(&["another cinder-nbd daemon holds", "state/lock"]);
     home.run(&["status"]).ok();
 
     let (code, log) = daemon.terminate();

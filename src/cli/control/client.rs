@@ -43,7 +43,8 @@ impl Client {
                 return Err(error).with_context(|| format!("connecting to the daemon on {at}"));
             }
         }
-        // No deadline: an attach takes as long as cloud and target take, and their rooms have deadlines of their own.
+        // No deadline: an attach takes as long as cloud and target take, and their rooms have
+        // deadlines of their own.
         let http = reqwest::Client::builder()
             .unix_socket(socket)
             .no_proxy()

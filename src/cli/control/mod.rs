@@ -1,4 +1,5 @@
-//! The control socket: HTTP and JSON on a Unix socket that root alone may use, between the verbs and the daemon.
+//! The control socket: HTTP and JSON on a Unix socket that root alone may use, between the verbs
+//! and the daemon.
 //!
 //! ```text
 //!  GET  /v1/volumes          [View]

@@ -25,7 +25,8 @@ pub struct StaticAttachRequest {
     /// CHAP name.
     #[serde(default)]
     pub chap_user: Option<String>,
-    /// CHAP secret: in clear on a socket that root alone may use, as no other place lies between file and daemon.
+    /// CHAP secret: in clear on a socket that root alone may use, as no other place lies between
+    /// file and daemon.
     #[serde(
         default,
         serialize_with = "write_secret",

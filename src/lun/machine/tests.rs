@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use iscsi::client::LunInfo;
 use iscsi::scsi::mode::ModeParameters;
-use iscsi::scsi::{BlockLength, Blocks};
+use iscsi::scsi::{BlockLength, Blocks, Status};
 use proptest::prelude::*;
 
 use super::super::limits::tests::{info, thin};

@@ -1,0 +1,358 @@
+//! The owner of one volume: it does what is asked of the volume one thing after the other, and
+//! keeps its promises (undo what is left, take down what nobody wants) in between.
+//!
+//! Invariants:
+//! 1. All state of a volume is changed here and nowhere else; others see `View`s.
+//! 2. A mount is taken down only when the count is at zero *and* the kernel knows no other user.
+//!    Counts are a hint: `docker cp` sends a second Mount and Unmount with the same ID, and a
+//!    crashed engine sends no Unmount at all.
+//! 3. A caller that hangs up during a mount has not mounted: what was done is kept for a while, for
+//!    its retry.
+//!
+//! What each thing asked for takes stands in the files beside: `create`, `attach`, `mount`,
+//! `release`.
+
+mod attach;
+mod create;
+mod mount;
+mod release;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::attachment::{Attached, Context};
+use super::error::{Error, line};
+use super::journal::{Entry, Record};
+use super::request::{CreateRequest, State, StaticTarget, View};
+use super::{CREATED_BY, FORMATTED};
+use crate::cinder::Volume;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What can be asked of a volume.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Create(CreateRequest, Reply<View>),
+    Remove(Reply<()>),
+    Attach {
+        volume: Option<Box<Volume>>,
+        read_only: bool,
+        reply: Reply<View>,
+    },
+    AttachStatic(StaticTarget, Reply<View>),
+    Detach {
+        force: bool,
+        reply: Reply<()>,
+    },
+    Mount {
+        id: String,
+        reply: Reply<PathBuf>,
+    },
+    Unmount {
+        id: String,
+        reply: Reply<()>,
+    },
+    Stop {
+        deadline: Instant,
+    },
+}
+
+impl Command {
+    /// Answers without doing it.
+    pub(crate) fn refuse(self, error: Error) {
+        // A caller that has gone needs no answer.
+        match self {
+            Self::Create(_, reply) | Self::Attach { reply, .. } | Self::AttachStatic(_, reply) => {
+                drop(reply.send(Err(error)));
+            }
+            Self::Remove(reply) | Self::Detach { reply, .. } | Self::Unmount { reply, .. } => {
+                drop(reply.send(Err(error)));
+            }
+            Self::Mount { reply, .. } => drop(reply.send(Err(error))),
+            Self::Stop { .. } => {}
+        }
+    }
+}
+
+/// Told to the registry when a worker has done something.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Whose.
+    pub(crate) name: String,
+    /// A command, as opposed to work of the timer.
+    pub(crate) is_command: bool,
+}
+
+/// One volume and all that is known of it here.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    cx: Arc<Context>,
+    name: String,
+    record: Option<Record>,
+    /// The record is on the disk, not only known for as long as it is attached.
+    is_stored: bool,
+    live: Option<Attached>,
+    /// What Cinder's metadata said when the volume was attached.
+    marks: Marks,
+    mountpoint: Option<PathBuf>,
+    counts: BTreeMap<String, u32>,
+    held: bool,
+    /// Attachments still to be taken out of Cinder.
+    left: Vec<Entry>,
+    /// The first start finds what a dead daemon left: its device and mount go before anything else.
+    must_reclaim: bool,
+    /// When to look again at what could not be taken down.
+    again_at: Option<Instant>,
+    last_error: Option<String>,
+    view: watch::Sender<View>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
+    created_by_us: bool,
+    formatted: bool,
+}
+
+/// Between two attempts at an undo or a teardown. Chosen freely: short enough to help, long enough
+/// not to hammer a cloud that is down.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a mount is kept for a caller that hung up. Docker gives up after 120 s, and people try
+/// again at once.
+const ABANDONED_INTERVAL: Duration = Duration::from_mins(5);
+
+impl Worker {
+    /// A volume with what is on the disk about it.
+    pub(crate) fn new(
+        cx: Arc<Context>,
+        name: String,
+        record: Option<Record>,
+        left: Vec<Entry>,
+    ) -> (Self, watch::Receiver<View>) {
+        let is_stored = record.is_some();
+        let must_reclaim = !left.is_empty();
+        let (view, watcher) = watch::channel(View::default());
+        let worker = Self {
+            cx,
+            name,
+            record,
+            is_stored,
+            live: None,
+            marks: Marks::default(),
+            mountpoint: None,
+            counts: BTreeMap::new(),
+            held: false,
+            left,
+            must_reclaim,
+            again_at: must_reclaim.then(Instant::now),
+            last_error: None,
+            view,
+        };
+        worker.show();
+        (worker, watcher)
+    }
+
+    /// Serves until the registry lets go.
+    pub(crate) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        finished: mpsc::Sender<Finished>,
+    ) {
+        loop {
+            let again_at = self.again_at;
+            let timer = async {
+                match again_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let command = tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => Some(command),
+                    None => break,
+                },
+                () = timer => None,
+            };
+            let is_command = command.is_some();
+            if let Some(command) = command {
+                Box::pin(self.apply(command)).await;
+            } else {
+                self.again_at = None;
+                Box::pin(self.tidy()).await;
+            }
+            self.show();
+            if finished
+                .send(Finished {
+                    name: self.name.clone(),
+                    is_command,
+                })
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+    }
+
+    async fn apply(&mut self, command: Command) {
+        match command {
+            Command::Create(request, reply) => {
+                let result = self.create(request).await;
+                self.answer("create", reply, result);
+            }
+            Command::Remove(reply) => {
+                let result = self.remove().await;
+                self.answer("remove", reply, result);
+            }
+            Command::Attach {
+                volume,
+                read_only,
+                reply,
+            } => {
+                let result = self.attach(volume, read_only).await;
+                self.answer("attach", reply, result);
+            }
+            Command::AttachStatic(target, reply) => {
+                let result = self.attach_static(target).await;
+                self.answer("attach", reply, result);
+            }
+            Command::Detach { force, reply } => {
+                let result = self.detach(force).await;
+                self.answer("detach", reply, result);
+            }
+            Command::Mount { id, reply } => {
+                let result = self.mount(&id).await;
+                let mounted = result.is_ok();
+                if !self.answer("mount", reply, result) && mounted {
+                    tracing::warn!(
+                        volume = self.name,
+                        "mounted for a caller that has hung up; kept for its retry"
+                    );
+                    self.discount(&id);
+                    self.again_at = Some(Instant::now() + ABANDONED_INTERVAL);
+                }
+            }
+            Command::Unmount { id, reply } => {
+                let stays = self.unmount(&id).await.err().map(|error| line(&error));
+                // The engine never asks twice, so the asking again is ours, and the answer is
+                // "done".
+                self.answer("unmount", reply, Ok(()));
+                if let Some(why) = stays {
+                    tracing::warn!(volume = self.name, why, "stays for now");
+                    self.last_error = Some(why);
+                    self.again_at = Some(Instant::now() + RETRY_INTERVAL);
+                }
+            }
+            Command::Stop { deadline } => self.stop(deadline).await,
+        }
+    }
+
+    /// Sends the answer and keeps its error; false when nobody waits for it.
+    fn answer<T>(&mut self, verb: &str, reply: Reply<T>, result: Result<T, Error>) -> bool {
+        match &result {
+            Ok(_) => self.last_error = None,
+            Err(error) => {
+                let text = line(error);
+                tracing::warn!(volume = self.name, error = text, "{verb} failed");
+                self.last_error = Some(text);
+            }
+        }
+        // The view is shown before the caller can ask for it.
+        self.show();
+        reply.send(result).is_ok()
+    }
+
+    fn count_up(&mut self, id: &str) {
+        *self.counts.entry(id.to_owned()).or_default() += 1;
+    }
+
+    fn discount(&mut self, id: &str) {
+        if let Some(count) = self.counts.get_mut(id) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(id);
+            }
+        }
+    }
+
+    fn count(&self) -> u32 {
+        self.counts.values().sum()
+    }
+
+    fn counted(&self, remedy: &'static str) -> Error {
+        let count = self.count();
+        let by = format!(
+            "{count} mount{} counted",
+            if count == 1 { " is" } else { "s are" }
+        );
+        Error::InUse {
+            name: self.name.clone(),
+            by,
+            remedy,
+        }
+    }
+
+    fn show(&self) {
+        // Nobody watching is no fault: the registry holds a receiver as long as it routes to us.
+        self.view.send_replace(self.view());
+    }
+
+    fn view(&self) -> View {
+        let record = self.record.as_ref();
+        let live = self.live.as_ref();
+        View {
+            name: self.name.clone(),
+            volume_id: record.map(|record| record.volume_id.clone()),
+            size_gib: record.map(|record| record.size_gib),
+            volume_type: record.and_then(|record| record.volume_type.clone()),
+            created_at: record.and_then(|record| record.created_at.clone()),
+            created_by_us: record.is_some_and(|record| record.created_by_us),
+            fstype: record.map(|record| record.fstype.as_str().to_owned()),
+            state: match (live, &self.mountpoint) {
+                (Some(_), Some(_)) => State::Mounted,
+                (Some(_), None) => State::Attached,
+                (None, _) if !self.left.is_empty() => State::Cleaning,
+                (None, _) => State::Detached,
+            },
+            read_only: live.map_or_else(
+                || record.is_some_and(|record| record.read_only),
+                |live| live.read_only,
+            ),
+            device: live.map(|live| live.device.path()),
+            target: live.map(|live| live.target.clone()),
+            portal: live.map(|live| live.portal.clone()),
+            identity: live.map(|live| live.device.identity()),
+            mountpoint: self.mountpoint.clone(),
+            mounts: self.count(),
+            held: self.held,
+            last_error: self.last_error.clone(),
+        }
+    }
+}
+
+fn same_mode(name: &str, live: &Attached, read_only: bool) -> Result<(), Error> {
+    if live.read_only == read_only {
+        return Ok(());
+    }
+    let mode = if live.read_only {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    Err(Error::OtherMode {
+        name: name.to_owned(),
+        mode,
+    })
+}
+
+fn marks_of(volume: &Volume) -> Marks {
+    Marks {
+        created_by_us: volume.metadata.contains_key(CREATED_BY),
+        formatted: volume.metadata.contains_key(FORMATTED),
+    }
+}

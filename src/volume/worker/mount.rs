@@ -1,0 +1,201 @@
+//! From a device to a mounted filesystem, and the decision whether one may be made.
+//!
+//! Invariant: mkfs runs only on a device that was proved blank, of a volume that a cinder-nbd
+//! created (our record and the volume's metadata both say so) and never formatted.
+
+use std::path::{Path, PathBuf};
+
+use tokio::time::Instant;
+
+use super::{RETRY_INTERVAL, Worker};
+use crate::volume::FORMATTED;
+use crate::volume::error::{Cause, Error, line};
+use crate::volume::journal::{Formatted, Record};
+use crate::volume::platform::{Content, Release};
+use crate::volume::request::parse_mount_options;
+
+impl Worker {
+    pub(super) async fn mount(&mut self, id: &str) -> Result<PathBuf, Error> {
+        self.again_at = None;
+        if let Some(at) = self.standing_mount().await? {
+            self.count_up(id);
+            return Ok(at);
+        }
+        if self.record.is_none() {
+            let found = self.find(&self.name).await?;
+            let volume = found.ok_or_else(|| Error::NoSuchVolume {
+                name: self.name.clone(),
+            })?;
+            let record = self.record_of(&volume);
+            self.cx.store.save_record(&record).await?;
+            self.record = Some(record);
+        }
+        if !self.is_stored
+            && let Some(record) = &self.record
+        {
+            self.cx.store.save_record(record).await?;
+            self.is_stored = true;
+        }
+        let read_only = self.record.as_ref().is_some_and(|record| record.read_only);
+        self.ensure_attached(read_only).await?;
+        match self.bring_up().await {
+            Ok(at) => {
+                self.count_up(id);
+                Ok(at)
+            }
+            Err(error) => {
+                if let Err(undo) = self.release(Release::Clean).await {
+                    tracing::warn!(
+                        volume = self.name,
+                        error = line(&undo),
+                        "undoing a mount failed"
+                    );
+                    self.again_at = Some(Instant::now() + RETRY_INTERVAL);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn unmount(&mut self, id: &str) -> Result<(), Error> {
+        self.discount(id);
+        if self.count() > 0 || self.mountpoint.is_none() {
+            return Ok(());
+        }
+        self.release(Release::Clean).await
+    }
+
+    /// The mountpoint, if it is really mounted: somebody may have unmounted it by hand.
+    pub(super) async fn standing_mount(&mut self) -> Result<Option<PathBuf>, Error> {
+        let (Some(live), Some(at)) = (&self.live, &self.mountpoint) else {
+            return Ok(None);
+        };
+        let mounted = self.cx.platform.is_mounted(&live.device.path(), at).await;
+        if mounted.map_err(|cause| Error::step(format!("looking at {}", at.display()), cause))? {
+            return Ok(Some(at.clone()));
+        }
+        tracing::warn!(
+            volume = self.name,
+            "was unmounted by somebody else; mounting it again"
+        );
+        self.mountpoint = None;
+        Ok(None)
+    }
+
+    /// From a device to a mounted filesystem.
+    pub(super) async fn bring_up(&mut self) -> Result<PathBuf, Error> {
+        let record = self.record.clone().ok_or_else(|| Error::NoSuchVolume {
+            name: self.name.clone(),
+        })?;
+        let Some(live) = &mut self.live else {
+            return Err(Error::Invalid {
+                what: format!("{} is not attached", record.name),
+            });
+        };
+        let device = live.device.path();
+        let at = self.cx.settings.mount_dir.join(&record.name);
+        live.entry.mountpoint = Some(at.clone());
+        let entry = live.entry.clone();
+        self.cx.store.save_entry(&entry).await?;
+        let inspected = self.cx.platform.inspect(&device).await;
+        let content = inspected.map_err(|cause| step("looking at what is on", &device, cause))?;
+        let fresh = match content {
+            Content::Filesystem(found) if found == record.fstype.as_str() => false,
+            Content::Filesystem(found) => {
+                let remedy = "it was asked for as another filesystem and is left alone; use 'cinder-nbd attach'";
+                return Err(Error::NotMountable {
+                    device,
+                    found: format!("a {found} filesystem"),
+                    remedy,
+                });
+            }
+            Content::Other(found) => {
+                let remedy =
+                    "it is neither mounted nor formatted; look at it with 'cinder-nbd attach'";
+                return Err(Error::NotMountable {
+                    device,
+                    found,
+                    remedy,
+                });
+            }
+            Content::Blank => {
+                self.may_format(&record)?;
+                self.format(record.clone(), &device).await?;
+                true
+            }
+        };
+        let mut options = parse_mount_options(&record.mount_options)?;
+        if record.read_only {
+            options = options.read_only();
+        }
+        let mounted = self
+            .cx
+            .platform
+            .mount(&device, &at, record.fstype, options, fresh)
+            .await;
+        mounted.map_err(|cause| step("mounting", &device, cause))?;
+        if !fresh && record.formatted != Formatted::Done {
+            self.remember(Formatted::Done).await?;
+        }
+        self.mountpoint = Some(at.clone());
+        Ok(at)
+    }
+
+    /// Whether this blank volume is ours to format.
+    pub(super) fn may_format(&self, record: &Record) -> Result<(), Error> {
+        const BY_HAND: &str = "if it shall be, make a filesystem by hand: 'cinder-nbd attach', mkfs.ext4, 'cinder-nbd detach'";
+        let reason = if record.read_only || self.live.as_ref().is_some_and(|live| live.read_only) {
+            "it is read-only"
+        } else if record.formatted == Formatted::Done || self.marks.formatted {
+            "it had a filesystem before; its data is lost, or this is another volume"
+        } else if !record.created_by_us || !self.marks.created_by_us {
+            "it was not created by cinder-nbd"
+        } else {
+            return Ok(());
+        };
+        Err(Error::NotOurs {
+            name: self.name.clone(),
+            reason,
+            remedy: BY_HAND,
+        })
+    }
+
+    pub(super) async fn format(&mut self, record: Record, device: &Path) -> Result<(), Error> {
+        self.remember(Formatted::Begun).await?;
+        tracing::info!(
+            volume = self.name,
+            fstype = record.fstype.as_str(),
+            "making a filesystem"
+        );
+        let formatted = self.cx.platform.format(device, record.fstype).await;
+        formatted.map_err(|cause| step("making a filesystem on", device, cause))?;
+        self.marks.formatted = true;
+        self.remember(Formatted::Done).await?;
+        // For other hosts; they would find the filesystem all the same.
+        let marked = self
+            .cx
+            .cloud
+            .set_metadata(&record.volume_id, FORMATTED, record.fstype.as_str())
+            .await;
+        if let Err(cause) = marked {
+            tracing::warn!(
+                volume = self.name,
+                error = line(&*cause),
+                "not marked as formatted in Cinder"
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) async fn remember(&mut self, formatted: Formatted) -> Result<(), Error> {
+        let Some(record) = &mut self.record else {
+            return Ok(());
+        };
+        record.formatted = formatted;
+        self.cx.store.save_record(record).await
+    }
+}
+
+fn step(what: &str, device: &Path, cause: Cause) -> Error {
+    Error::step(format!("{what} {}", device.display()), cause)
+}

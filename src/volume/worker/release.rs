@@ -1,0 +1,144 @@
+//! Taking a volume off this host: when nobody wants it, when that was not possible before, and when
+//! the daemon stops.
+//!
+//! Invariant: a mount is taken down only when the count is at zero *and* the kernel knows no other
+//! user; the one exception is the end of the daemon, after the time given, and then all that is
+//! dirty is written back before.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{RETRY_INTERVAL, Worker};
+use crate::volume::attachment;
+use crate::volume::error::{Error, line};
+use crate::volume::platform::Release;
+
+/// Between two looks at a busy volume while the daemon stops.
+const STOP_INTERVAL: Duration = Duration::from_millis(500);
+/// For the write-back of a busy volume when the daemon stops.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Worker {
+    /// Everything of this volume off this host before the deadline. Who is still busy then is
+    /// flushed and cut off: this process is the path to the data, so the device ends with it in any
+    /// case. Ended in order, all that was written is on the target, and another host may attach.
+    pub(super) async fn stop(&mut self, deadline: Instant) {
+        self.counts.clear();
+        self.held = false;
+        while let Err(error) = self.release(Release::Clean).await {
+            if self.live.is_none() {
+                tracing::warn!(
+                    volume = self.name,
+                    error = line(&error),
+                    "left for the next start"
+                );
+                break;
+            }
+            if Instant::now() + STOP_INTERVAL >= deadline {
+                self.cut_off(&error).await;
+                break;
+            }
+            tokio::time::sleep(STOP_INTERVAL).await;
+        }
+        if let Err(error) = self.settle_left().await {
+            tracing::warn!(
+                volume = self.name,
+                error = line(&error),
+                "left for the next start"
+            );
+        }
+        self.again_at = None;
+    }
+
+    pub(super) async fn cut_off(&mut self, why: &Error) {
+        let Some(live) = self.live.take() else { return };
+        tracing::error!(
+            volume = self.name,
+            device = %live.device.path().display(),
+            why = line(why),
+            "still in use while the daemon stops: flushed and cut off, later writes of its users fail"
+        );
+        if let Some(at) = self.mountpoint.take() {
+            match tokio::time::timeout(SYNC_TIMEOUT, self.cx.platform.sync(&at)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(cause)) => tracing::error!(
+                    volume = self.name,
+                    error = line(&*cause),
+                    "write-back failed"
+                ),
+                Err(_) => tracing::error!(volume = self.name, "write-back did not end in time"),
+            }
+            if let Err(cause) = self.cx.platform.unmount(&at, true).await {
+                tracing::error!(
+                    volume = self.name,
+                    error = line(&*cause),
+                    "lazy unmount failed"
+                );
+            }
+        }
+        if let Err(failure) = attachment::detach(&self.cx, live, Release::Forced).await {
+            let error = self.keep(failure);
+            tracing::error!(
+                volume = self.name,
+                error = line(&error),
+                "left for the next start"
+            );
+        }
+    }
+
+    /// The timer's work: what is left of earlier attempts.
+    pub(super) async fn tidy(&mut self) {
+        let result = if self.live.is_some() && self.count() == 0 && !self.held {
+            self.release(Release::Clean).await
+        } else {
+            Ok(())
+        };
+        let result = match result {
+            Ok(()) => self.settle_left().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            tracing::warn!(
+                volume = self.name,
+                error = line(&error),
+                "will be tried again"
+            );
+            self.last_error = Some(line(&error));
+            self.again_at = Some(Instant::now() + RETRY_INTERVAL);
+        }
+    }
+
+    /// Takes down, as far as nobody wants it: the mount when none is counted, the device when it is
+    /// not held. On an error it stands as the error says, and may be tried again.
+    pub(super) async fn release(&mut self, how: Release) -> Result<(), Error> {
+        let Some(live) = &self.live else {
+            return Ok(());
+        };
+        let path = live.device.path();
+        if let Some(at) = self.mountpoint.clone() {
+            let users = self.cx.platform.users(&path, &at).await;
+            let users = users.map_err(|cause| {
+                Error::step(format!("asking who uses {}", path.display()), cause)
+            })?;
+            if !users.is_empty() {
+                return Err(Error::mounted(&self.name, &users));
+            }
+            let unmounted = self.cx.platform.unmount(&at, false).await;
+            unmounted
+                .map_err(|cause| Error::step(format!("unmounting {}", at.display()), cause))?;
+            self.mountpoint = None;
+            self.counts.clear();
+        }
+        if self.held {
+            return Ok(());
+        }
+        let Some(live) = self.live.take() else {
+            return Ok(());
+        };
+        let detached = attachment::detach(&self.cx, live, how).await;
+        let result = detached.map_err(|failure| self.keep(failure));
+        self.forget_unstored();
+        result
+    }
+}
