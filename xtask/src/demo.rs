@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::host;
+use crate::house::Built;
 use crate::run::Run;
 use crate::ui::{self, Stage};
 use crate::vm::{Image, Job};
-use crate::{host, house};
 
 /// Everything the demo shows, on an emulated processor of a busy machine.
 const LIMIT: Duration = Duration::from_mins(15);
@@ -18,19 +19,10 @@ const GRACE: Duration = Duration::from_secs(45);
 pub(crate) async fn perform(always_vm: bool) -> Result<()> {
     host::install(&[host::BUILD]).await?;
     let stage = Stage::begin("build the release");
-    let build = [
-        "build",
-        "--release",
-        "-p",
-        "cinder-nbd",
-        "-p",
-        "demo",
-        "--bins",
-    ];
-    let built = house::build(&build, &stage).await?;
+    let built = Built::release(&stage).await?;
     stage.done("");
-    let daemon = house::executable(&built, "cinder-nbd")?;
-    let demo = house::executable(&built, "demo")?;
+    let daemon = built.program("cinder-nbd")?;
+    let demo = built.program("demo")?;
     if always_vm {
         ui::line("As asked, in a small VM.");
         return in_vm(&daemon, &demo).await;

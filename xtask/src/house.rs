@@ -66,40 +66,82 @@ pub(crate) async fn bed_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Builds and gives back the path of each executable, by target name.
-pub(crate) async fn build(args: &[&str], stage: &Stage) -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    let ended = cargo(BUILD_LIMIT)
-        .args(args)
-        .args(["--message-format", "json-render-diagnostics"])
-        .ended(|line| match artefact(line) {
-            Message::Executable(name, path) => found.push((name, path)),
-            Message::Other => {}
-            Message::Text => stage.note(line),
-        })
-        .await?;
-    if !ended.status.success() {
-        let said: Vec<&str> = ended
-            .output
-            .lines()
-            .filter(|line| artefact(line) == Message::Text)
-            .collect();
-        bail!(
-            "cargo {}: {}\n{}",
-            args.join(" "),
-            ended.status,
-            tail(&said.join("\n"))
-        );
-    }
-    Ok(found)
+/// What cargo made: executables by the name of their target.
+pub(crate) struct Built(Vec<Executable>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Executable {
+    name: String,
+    is_test: bool,
+    path: PathBuf,
 }
 
-/// One executable out of what `build` found.
-pub(crate) fn executable(built: &[(String, PathBuf)], name: &str) -> Result<PathBuf> {
-    let found = built.iter().find(|(target, _)| target == name);
-    found
-        .map(|(_, path)| path.clone())
-        .with_context(|| format!("cargo built no {name}"))
+impl Built {
+    /// The daemon and the demo, optimised. One set of arguments for all who want them: another selection of
+    /// packages would have other features of their dependencies, and compile those again.
+    pub(crate) async fn release(stage: &Stage) -> Result<Self> {
+        Self::of(
+            &[
+                "build",
+                "--release",
+                "-p",
+                "cinder-nbd",
+                "-p",
+                "demo",
+                "--bins",
+            ],
+            stage,
+        )
+        .await
+    }
+
+    /// All programs and tests as `cargo test --workspace` makes them.
+    pub(crate) async fn all(stage: &Stage) -> Result<Self> {
+        Self::of(&["build", "--workspace", "--bins", "--tests"], stage).await
+    }
+
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        self.find(name, false)
+    }
+
+    pub(crate) fn test(&self, name: &str) -> Result<PathBuf> {
+        self.find(name, true)
+    }
+
+    async fn of(args: &[&str], stage: &Stage) -> Result<Self> {
+        let mut found = Vec::new();
+        let ended = cargo(BUILD_LIMIT)
+            .args(args)
+            .args(["--message-format", "json-render-diagnostics"])
+            .ended(|line| match message(line) {
+                Message::Made(executable) => found.push(executable),
+                Message::Other => {}
+                Message::Text => stage.note(line),
+            })
+            .await?;
+        if !ended.status.success() {
+            let said = ended
+                .output
+                .lines()
+                .filter(|line| message(line) == Message::Text);
+            let said: Vec<&str> = said.collect();
+            bail!(
+                "cargo {}: {}\n{}",
+                args.join(" "),
+                ended.status,
+                tail(&said.join("\n"))
+            );
+        }
+        Ok(Self(found))
+    }
+
+    fn find(&self, name: &str, is_test: bool) -> Result<PathBuf> {
+        let mut all = self.0.iter();
+        let found = all.find(|made| made.name == name && made.is_test == is_test);
+        found
+            .map(|made| made.path.clone())
+            .with_context(|| format!("cargo built no {name}"))
+    }
 }
 
 /// A line of cargo's output.
@@ -107,13 +149,13 @@ pub(crate) fn executable(built: &[(String, PathBuf)], name: &str) -> Result<Path
 enum Message {
     /// For people.
     Text,
-    /// For machines: an executable was made, under this target name.
-    Executable(String, PathBuf),
+    /// For machines: an executable was made.
+    Made(Executable),
     /// For machines, nothing of ours.
     Other,
 }
 
-fn artefact(line: &str) -> Message {
+fn message(line: &str) -> Message {
     let Some(message) = line
         .starts_with('{')
         .then(|| serde_json::from_str::<Value>(line))
@@ -127,7 +169,11 @@ fn artefact(line: &str) -> Message {
         message["target"]["name"].as_str(),
         message["executable"].as_str(),
     ) {
-        (Some(name), Some(path)) => Message::Executable(name.to_owned(), path.into()),
+        (Some(name), Some(path)) => Message::Made(Executable {
+            name: name.to_owned(),
+            is_test: message["profile"]["test"].as_bool().unwrap_or_default(),
+            path: path.into(),
+        }),
         _ => Message::Other,
     }
 }
@@ -138,15 +184,31 @@ mod tests {
 
     #[test]
     fn executables_are_told_from_other_messages() {
-        let line = r#"{"reason":"compiler-artifact","target":{"name":"x"},"executable":"/t/x"}"#;
+        let line = r#"{"reason":"compiler-artifact","target":{"name":"x"},"profile":{"test":true},
+            "executable":"/t/x"}"#;
+        let made = Executable {
+            name: "x".to_owned(),
+            is_test: true,
+            path: "/t/x".into(),
+        };
+        assert_eq!(message(&line.replace('\n', "")), Message::Made(made));
         assert_eq!(
-            artefact(line),
-            Message::Executable("x".to_owned(), "/t/x".into())
-        );
-        assert_eq!(
-            artefact(r#"{"reason":"build-finished","success":true}"#),
+            message(r#"{"reason":"build-finished","success":true}"#),
             Message::Other
         );
-        assert_eq!(artefact("   Compiling x v0.1.0"), Message::Text);
+        assert_eq!(message("   Compiling x v0.1.0"), Message::Text);
+    }
+
+    #[test]
+    fn a_program_and_its_unit_tests_are_two_executables() {
+        let made = |is_test, path: &str| Executable {
+            name: "x".into(),
+            is_test,
+            path: path.into(),
+        };
+        let built = Built(vec![made(true, "/tests"), made(false, "/program")]);
+        assert_eq!(built.program("x").unwrap(), Path::new("/program"));
+        assert_eq!(built.test("x").unwrap(), Path::new("/tests"));
+        assert!(built.program("y").is_err());
     }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::host;
-use crate::house::{self, cargo};
+use crate::house::{self, Built, cargo};
 use crate::run::{Background, Run};
 use crate::ui::{self, Stage};
 use fio::{JOBS, Sample};
@@ -49,13 +49,9 @@ pub(crate) async fn perform(options: &Options) -> Result<()> {
         criterion(options.quick).await?;
     }
     let stage = Stage::begin("build the release");
-    let built = house::build(
-        &["build", "--release", "-p", "cinder-nbd", "--bins"],
-        &stage,
-    )
-    .await?;
+    let built = Built::release(&stage).await?;
     stage.done("");
-    let ours = house::executable(&built, "cinder-nbd")?;
+    let ours = built.program("cinder-nbd")?;
     let peer = peer::QemuNbd::ready().await?;
     let dir = tempfile::Builder::new()
         .prefix("cinder-nbd-bench-")

@@ -6,30 +6,46 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use super::Summary;
 use super::vm::{self, Ground};
-use super::{COMPILE_LIMIT, Summary};
 use crate::house;
 use crate::run::{Run, tail};
 use crate::ui::Stage;
-use crate::vm::Job;
 
 /// Installing the packages of a whole cloud comes first.
 const UP_LIMIT: Duration = Duration::from_mins(30);
 const DOWN_LIMIT: Duration = Duration::from_mins(2);
+/// The whole API against services of a real size, one test after the other.
+const API_LIMIT: Duration = Duration::from_mins(15);
 /// Runs the words behind it with the cloud's variables.
 const WITH_CLOUD: &str = r#". "$0" && exec "$@""#;
 
 pub(super) async fn cinder(summary: &mut Summary) {
+    let stage = Stage::begin("ground of the VM tests");
+    let ground = match Ground::make(&stage).await {
+        Ok(ground) => ground,
+        Err(error) => return summary.take(stage, Err(error)),
+    };
+    stage.quietly();
     let stage = Stage::begin("start Keystone and Cinder");
     let cloud = match Cloud::up(&stage).await {
         Ok(cloud) => cloud,
         Err(error) => return summary.take(stage, Err(error)),
     };
     stage.done("");
-    api(summary, &cloud).await;
-    end_to_end(summary, &cloud).await;
-    nothing_left(summary, &cloud).await;
+    api(summary, &ground, &cloud).await;
+    // the same job as against the stand-in, with a real cloud on the host's side of the VM's network
+    let job = ground
+        .volume()
+        .map(|job| job.file("cloud.env", &cloud.environment).network());
+    vm::volume(summary, "real Cinder: from the VM", &ground, job).await;
+    nothing_left(summary, &ground, &cloud).await;
     let stage = Stage::begin("stop Keystone and Cinder");
+    if let Err(error) = cloud.keep_logs().await {
+        summary.remark(format!(
+            "the logs of Keystone and Cinder were not kept: {error:#}"
+        ));
+    }
     match cloud.down().await {
         Ok(()) => {
             stage.done("");
@@ -38,57 +54,30 @@ pub(super) async fn cinder(summary: &mut Summary) {
     }
 }
 
-async fn api(summary: &mut Summary, cloud: &Cloud) {
+async fn api(summary: &mut Summary, ground: &Ground, cloud: &Cloud) {
     let stage = Stage::begin("real Cinder: the API");
-    let run = Run::new("sh", COMPILE_LIMIT)
-        .dir(house::root())
-        .env("CINDER_NBD_REAL_CINDER", &cloud.state)
-        .args(["-c", WITH_CLOUD])
-        .arg(&cloud.environment)
-        .args([
-            "cargo",
-            "test",
-            "-p",
-            "cinder-nbd",
-            "--test",
-            "cinder_real",
-            "--",
-        ])
-        .args(["--show-output", "--test-threads", "1"]);
-    match run.ended(|line| stage.note(line)).await {
+    let ended = async {
+        let tests = ground.built.test("cinder_real")?;
+        let run = cloud
+            .run(&tests, API_LIMIT)
+            .args(["--show-output", "--test-threads", "1"]);
+        run.dir(house::root()).ended(|line| stage.note(line)).await
+    };
+    match ended.await {
         Ok(ended) => summary.take_tests(stage, &ended.output, ended.status.success()),
         Err(error) => summary.take(stage, Err(error)),
     }
 }
 
-/// The same job as against the stand-in, with a real cloud on the host's side of the VM's network.
-async fn end_to_end(summary: &mut Summary, cloud: &Cloud) {
-    let stage = Stage::begin("ground of the VM tests");
-    let ground = match Ground::make(&stage).await {
-        Ok(ground) => ground,
-        Err(error) => return summary.take(stage, Err(error)),
-    };
-    stage.quietly();
-    let job = Job::of_file("volume", vm::VOLUME_LIMIT).map(|job| {
-        job.program("cinder-nbd", &ground.daemon)
-            .file("cloud.env", &cloud.environment)
-            .network()
-    });
-    vm::volume(summary, "real Cinder: from the VM", &ground, job).await;
-}
-
 /// After all that, the project must be as empty as before.
-async fn nothing_left(summary: &mut Summary, cloud: &Cloud) {
+async fn nothing_left(summary: &mut Summary, ground: &Ground, cloud: &Cloud) {
     let stage = Stage::begin("real Cinder: nothing left");
     let looked = async {
-        let built = house::build(&["build", "-p", "cinder-nbd", "--bins"], &stage).await?;
-        let left = Run::new("sh", Duration::from_mins(1))
-            .args(["-c", WITH_CLOUD])
-            .arg(&cloud.environment)
-            .arg(house::executable(&built, "cinder-nbd")?)
-            .args(["volume", "list", "--json"])
-            .output(|_| {})
-            .await?;
+        let program = ground.built.program("cinder-nbd")?;
+        let list = cloud
+            .run(&program, Duration::from_mins(1))
+            .args(["volume", "list", "--json"]);
+        let left = list.output(|_| {}).await?;
         let volumes: serde_json::Value =
             serde_json::from_str(left.trim()).context("read the list of volumes")?;
         anyhow::ensure!(
@@ -144,6 +133,27 @@ impl Cloud {
         );
         std::fs::write(&cloud.environment, exports)?;
         Ok(cloud)
+    }
+
+    /// A program with the variables that lead to the cloud.
+    fn run(&self, program: &Path, limit: Duration) -> Run {
+        Run::new("sh", limit)
+            .env("CINDER_NBD_REAL_CINDER", &self.state)
+            .args(["-c", WITH_CLOUD])
+            .arg(&self.environment)
+            .arg(program)
+    }
+
+    /// The services' logs, among those of the VM: `down` wipes all else.
+    async fn keep_logs(&self) -> Result<()> {
+        let keep = house::bed_dir().await?.join("log/cinder");
+        std::fs::create_dir_all(&keep)?;
+        let copy = Run::new("cp", DOWN_LIMIT)
+            .arg("-r")
+            .arg(self.state.join("log/."))
+            .arg(&keep);
+        copy.privileged().output(|_| {}).await?;
+        Ok(())
     }
 
     async fn down(mut self) -> Result<()> {

@@ -1,12 +1,11 @@
 //! Tests on a real kernel: the guest has nbd, rights and a Docker engine whatever the host lacks.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::Summary;
-use crate::house;
+use crate::house::{self, Built};
 use crate::ui::Stage;
 use crate::vm::{Image, Job};
 
@@ -15,39 +14,25 @@ const BOOT_LIMIT: Duration = Duration::from_mins(1);
 /// The device tests make file systems and write through them, under emulation.
 const KERNEL_LIMIT: Duration = Duration::from_mins(15);
 /// A Docker engine needs 12 s to answer there, a container 5 s; a busy host several times that.
-pub(super) const VOLUME_LIMIT: Duration = Duration::from_mins(15);
+const VOLUME_LIMIT: Duration = Duration::from_mins(15);
 
 /// The guest and the programs that go into it.
 pub(super) struct Ground {
     pub(super) image: Image,
-    pub(super) daemon: PathBuf,
-    pub(super) demo: PathBuf,
-    device_tests: PathBuf,
+    pub(super) built: Built,
 }
 
 impl Ground {
     pub(super) async fn make(stage: &Stage) -> Result<Self> {
         let image = Image::ready().await?;
-        let built = house::build(
-            &["build", "-p", "cinder-nbd", "-p", "demo", "--bins"],
-            stage,
-        )
-        .await?;
-        let tests = [
-            "test",
-            "-p",
-            "cinder-nbd",
-            "--no-run",
-            "--test",
-            "nbd_kernel",
-        ];
-        let tests = house::build(&tests, stage).await?;
-        Ok(Self {
-            image,
-            daemon: house::executable(&built, "cinder-nbd")?,
-            demo: house::executable(&built, "demo")?,
-            device_tests: house::executable(&tests, "nbd_kernel")?,
-        })
+        let built = Built::all(stage).await?;
+        Ok(Self { image, built })
+    }
+
+    /// `jobs/volume.sh` with the daemon.
+    pub(super) fn volume(&self) -> Result<Job> {
+        let job = Job::of_file("volume", VOLUME_LIMIT)?;
+        Ok(job.program("cinder-nbd", &self.built.program("cinder-nbd")?))
     }
 }
 
@@ -60,11 +45,8 @@ pub(super) async fn vm(summary: &mut Summary) {
     stage.quietly();
     boot(summary, &ground).await;
     kernel(summary, &ground).await;
-    let job = Job::of_file("volume", VOLUME_LIMIT);
-    let job = job.map(|job| {
-        job.program("cinder-nbd", &ground.daemon)
-            .program("demo", &ground.demo)
-    });
+    let job = ground.volume();
+    let job = job.and_then(|job| Ok(job.program("demo", &ground.built.program("demo")?)));
     volume(summary, "VM: volumes and Docker", &ground, job).await;
 }
 
@@ -89,7 +71,7 @@ async fn kernel(summary: &mut Summary, ground: &Ground) {
     let stage = Stage::begin("VM: the kernel's device");
     let ended = async {
         let job = Job::of_file("kernel", KERNEL_LIMIT)?
-            .program("nbd_kernel", &ground.device_tests)
+            .program("nbd_kernel", &ground.built.test("nbd_kernel")?)
             .keep(house::bed_dir().await?.join("log/vm-kernel"));
         job.run(&ground.image, |line| stage.note(line)).await
     };
