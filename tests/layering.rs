@@ -88,7 +88,9 @@ fn files_stay_below_the_wall() {
     let files = ["src", "iscsi/src", "tests", "xtask"]
         .into_iter()
         .flat_map(sources);
-    let complaints = files.filter_map(|file| {
+    // A `tests.rs` beside the code is all tests.
+    let code = files.filter(|file| file.file_name().is_none_or(|name| name != "tests.rs"));
+    let complaints = code.filter_map(|file| {
         let lines = lines_without_tests(&read(&file));
         (lines > LINES_MAX).then(|| format!("{}: {lines} lines, wall {LINES_MAX}", shown(&file)))
     });

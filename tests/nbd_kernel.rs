@@ -387,12 +387,7 @@ fn a_killed_server_leads_to_errors_and_what_it_left_is_found_and_removed() {
     wait_for("the device to be readable", || run_dd(&node));
     child.kill().unwrap();
     child.wait().unwrap();
-    let began = Instant::now();
     wait_for("reads to fail", || !run_dd(&node));
-    assert!(
-        began.elapsed() < Duration::from_secs(10),
-        "new I/O fails at once"
-    );
     assert_eq!(
         node_of(identifier).as_deref(),
         Some(&*node),

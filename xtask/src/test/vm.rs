@@ -66,12 +66,14 @@ async fn boot(summary: &mut Summary, ground: &Ground) {
     }
 }
 
-/// The kernel's device, by the test program that needs one.
+/// The kernel's device, and the command line on top of it, by the test programs that need one.
 async fn kernel(summary: &mut Summary, ground: &Ground) {
     let stage = Stage::begin("VM: the kernel's device");
     let ended = async {
         let job = Job::of_file("kernel", KERNEL_LIMIT)?
             .program("nbd_kernel", &ground.built.test("nbd_kernel")?)
+            .program("cli", &ground.built.test("cli")?)
+            .program("cinder-nbd", &ground.built.program("cinder-nbd")?)
             .keep(house::bed_dir().await?.join("log/vm-kernel"));
         job.run(&ground.image, |line| stage.note(line)).await
     };
