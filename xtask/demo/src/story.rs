@@ -23,7 +23,7 @@ pub(crate) async fn step<T>(
         Ok(value) => more(value),
         Err(_) => "FAILED".to_owned(),
     };
-    line(format!("{seconds:7.2} s  {name}  {more}").trim_end());
+    line(format!("{seconds:7.2} s  {name:<56}  {more}").trim_end());
     result
 }
 
