@@ -37,6 +37,8 @@ pub(crate) const INTEROP: &[&str] = &[
     "libnbd-bin",
     "nbd-client",
     "nbdkit",
+    "openssl",
+    "procps",
     "python3-libnbd",
     "qemu-utils",
     "tgt",
