@@ -12,7 +12,6 @@
 
 mod error;
 mod failure;
-mod identity;
 mod limits;
 mod machine;
 mod pace;
@@ -27,7 +26,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::block::{Backend, Completion, Geometry, Request};
 
 pub use error::Error;
-pub use identity::Identity;
+pub use iscsi::scsi::Identity;
 
 use limits::{Limits, geometry};
 use machine::Machine;
@@ -86,7 +85,7 @@ impl Lun {
         Ok(Self {
             driver: Some(driver),
             geometry: geometry(&info, &limits),
-            identity: Identity::of(&info),
+            identity: info.identity(),
             machine: Machine::new(limits, now.into_std()),
             name,
             timer: Box::pin(sleep_until(now)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Error, Patience};
-use crate::io::{Command, Completion, Driver};
+use crate::io::{Command, Completion, Driver, Stream};
 use crate::scsi::Verdict;
 
 /// Carries one SCSI command to the target and brings its answer.
@@ -26,7 +26,7 @@ pub trait Execute: Send {
 }
 
 /// For a driver that nobody else submits to meanwhile: answers to other commands are dropped.
-impl Execute for Driver {
+impl<S: Stream> Execute for Driver<S> {
     async fn execute(
         &mut self,
         during: &'static str,

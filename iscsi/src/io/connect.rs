@@ -3,9 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-
+use super::network::{self, Network, Stream};
 use crate::proto::login::{Established, Login, LoginStep, RESPONSE_TEXT_BYTES_MAX, Redirect};
 use crate::proto::{LoginError, Portal, SessionParams, Violation};
 use crate::wire::header::{self, BHS_BYTES, Bhs};
@@ -18,8 +16,8 @@ const FIRST_CMD_SN: CmdSn = CmdSn(1);
 
 /// A connection in full feature phase.
 #[derive(Debug)]
-pub(super) struct Connected {
-    pub(super) stream: TcpStream,
+pub(super) struct Connected<S> {
+    pub(super) stream: S,
     pub(super) established: Box<Established>,
     /// Where the login ended: the asked portal, or where the target sent us.
     pub(super) portal: Portal,
@@ -29,9 +27,12 @@ pub(super) struct Connected {
 ///
 /// # Errors
 /// See `LoginError`.
-pub(super) async fn connect(params: &SessionParams) -> Result<Connected, LoginError> {
+pub(super) async fn connect<N: Network>(
+    network: &N,
+    params: &SessionParams,
+) -> Result<Connected<N::Stream>, LoginError> {
     let after = params.login_timeout;
-    tokio::time::timeout(after, follow(params))
+    tokio::time::timeout(after, follow(network, params))
         .await
         .unwrap_or_else(|_| {
             Err(LoginError::Timeout {
@@ -41,10 +42,13 @@ pub(super) async fn connect(params: &SessionParams) -> Result<Connected, LoginEr
         })
 }
 
-async fn follow(params: &SessionParams) -> Result<Connected, LoginError> {
+async fn follow<N: Network>(
+    network: &N,
+    params: &SessionParams,
+) -> Result<Connected<N::Stream>, LoginError> {
     let mut params = params.clone();
     for _ in 0..=REDIRECTS_MAX {
-        match log_in(&params).await? {
+        match log_in(network, &params).await? {
             Ok(connected) => return Ok(connected),
             Err(redirect) => {
                 tracing::info!(
@@ -61,10 +65,14 @@ async fn follow(params: &SessionParams) -> Result<Connected, LoginError> {
 }
 
 /// One login at one portal.
-async fn log_in(params: &SessionParams) -> Result<Result<Connected, Redirect>, LoginError> {
+async fn log_in<N: Network>(
+    network: &N,
+    params: &SessionParams,
+) -> Result<Result<Connected<N::Stream>, Redirect>, LoginError> {
     let mut login = Login::new(params, FIRST_CMD_SN).map_err(LoginError::Misuse)?;
     let portal = &params.portal;
-    let mut stream = open(portal)
+    let mut stream = network
+        .connect(portal)
         .await
         .map_err(|cause| LoginError::Unreachable {
             portal: portal.clone(),
@@ -104,33 +112,26 @@ async fn log_in(params: &SessionParams) -> Result<Result<Connected, Redirect>, L
     }
 }
 
-async fn open(portal: &Portal) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((portal.host.as_str(), portal.port)).await?;
-    // PDUs leave whole in one call: nothing is to be gained by waiting for more.
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
 /// Writes a PDU of a few bytes, outside of the hot path.
-pub(super) async fn write_pdu(stream: &mut TcpStream, bhs: &Bhs, data: &[u8]) -> io::Result<()> {
+pub(super) async fn write_pdu(stream: &mut impl Stream, bhs: &Bhs, data: &[u8]) -> io::Result<()> {
     let mut pdu = Vec::with_capacity(BHS_BYTES + data.len() + 3);
     pdu.extend_from_slice(bhs);
     pdu.extend_from_slice(data);
     pdu.resize(pdu.len().next_multiple_of(4), 0);
-    stream.write_all(&pdu).await
+    network::write_all(stream, &pdu).await
 }
 
-pub(super) async fn read_header(stream: &mut TcpStream) -> io::Result<Bhs> {
+pub(super) async fn read_header(stream: &mut impl Stream) -> io::Result<Bhs> {
     let mut bhs = [0; BHS_BYTES];
-    stream.read_exact(&mut bhs).await?;
+    network::read_exact(stream, &mut bhs).await?;
     Ok(bhs)
 }
 
 /// Reads a data segment and its padding; the caller has checked `bytes` against a limit.
-pub(super) async fn read_segment(stream: &mut TcpStream, bytes: u32) -> io::Result<Vec<u8>> {
+pub(super) async fn read_segment(stream: &mut impl Stream, bytes: u32) -> io::Result<Vec<u8>> {
     let length = usize::try_from(bytes).map_err(io::Error::other)?;
     let mut data = vec![0; length.next_multiple_of(4)];
-    stream.read_exact(&mut data).await?;
+    network::read_exact(stream, &mut data).await?;
     data.truncate(length);
     Ok(data)
 }

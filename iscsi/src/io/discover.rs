@@ -5,6 +5,7 @@ use crate::proto::{DiscoveredTarget, DiscoveryError, SessionError, SessionParams
 use crate::wire::header;
 
 use super::connect::{self, Connected};
+use super::network::{Network, Stream, Tcp};
 
 /// Asks a portal for its targets, in a session that ends with it. The target name of `params` is
 /// not used; its login timeout holds for the login, and once more for the list.
@@ -15,11 +16,25 @@ use super::connect::{self, Connected};
 /// # Cancel safety
 /// When dropped, the connection is closed and the target drops the session.
 pub async fn discover(params: &SessionParams) -> Result<Vec<DiscoveredTarget>, DiscoveryError> {
+    discover_over(&Tcp, params).await
+}
+
+/// As `discover`, over a network of the caller's.
+///
+/// # Errors
+/// As `discover`.
+///
+/// # Cancel safety
+/// As `discover`.
+pub async fn discover_over<N: Network>(
+    network: &N,
+    params: &SessionParams,
+) -> Result<Vec<DiscoveredTarget>, DiscoveryError> {
     let params = SessionParams {
         target_name: None,
         ..params.clone()
     };
-    let connected = connect::connect(&params).await?;
+    let connected = connect::connect(network, &params).await?;
     let portal = connected.portal.clone();
     let after = params.login_timeout;
     let found = tokio::time::timeout(after, ask(connected))
@@ -35,7 +50,7 @@ pub async fn discover(params: &SessionParams) -> Result<Vec<DiscoveredTarget>, D
     Ok(found.targets)
 }
 
-async fn ask(connected: Connected) -> Result<Discovered, SessionError> {
+async fn ask<S: Stream>(connected: Connected<S>) -> Result<Discovered, SessionError> {
     let Connected {
         mut stream,
         established,

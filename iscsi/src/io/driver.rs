@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::connect::{self, Connected};
+use super::network::{Network, Stream, Tcp};
 use super::receiver::{Receiver, Step};
 use super::slots::Slots;
 use super::transmitter::Transmitter;
@@ -35,8 +36,8 @@ const LOGOUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One iSCSI connection, driven by whoever polls it.
 #[derive(Debug)]
-pub struct Driver {
-    stream: TcpStream,
+pub struct Driver<S = TcpStream> {
+    stream: S,
     session: Session,
     receiver: Receiver,
     transmitter: Transmitter,
@@ -58,6 +59,22 @@ impl Driver {
     /// # Cancel safety
     /// When dropped, the connection is closed and the target drops the session.
     pub async fn connect(params: &SessionParams) -> Result<Self, LoginError> {
+        Self::connect_over(&Tcp, params).await
+    }
+}
+
+impl<S: Stream> Driver<S> {
+    /// As `connect`, over a network of the caller's.
+    ///
+    /// # Errors
+    /// As `connect`.
+    ///
+    /// # Cancel safety
+    /// As `connect`.
+    pub async fn connect_over<N: Network<Stream = S>>(
+        network: &N,
+        params: &SessionParams,
+    ) -> Result<Self, LoginError> {
         if params.target_name.is_none() {
             return Err(LoginError::Misuse(crate::proto::Misuse::NoTarget));
         }
@@ -65,7 +82,7 @@ impl Driver {
             stream,
             established,
             portal,
-        } = connect::connect(params).await?;
+        } = connect::connect(network, params).await?;
         let settings = session::Settings {
             tasks: session::TASKS_MAX,
             noop_interval: params.noop_interval,
@@ -206,7 +223,10 @@ impl Driver {
         if let Poll::Ready(Err(end)) = self.poll_transmit(cx) {
             return Poll::Ready(Err(end));
         }
-        match self.receiver.poll_read(&self.stream, cx, &mut self.slots) {
+        match self
+            .receiver
+            .poll_read(&mut self.stream, cx, &mut self.slots)
+        {
             Poll::Ready(Ok(0)) => {
                 let cause = io::Error::new(
                     io::ErrorKind::UnexpectedEof,
@@ -232,8 +252,11 @@ impl Driver {
             if self.transmitter.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.transmitter.poll_write(&self.stream, cx, &self.slots))
-                .map_err(SessionError::lost)?;
+            ready!(
+                self.transmitter
+                    .poll_write(&mut self.stream, cx, &self.slots)
+            )
+            .map_err(SessionError::lost)?;
         }
     }
 

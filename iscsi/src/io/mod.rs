@@ -1,6 +1,6 @@
 //! The tokio driver: sockets, buffers, clock.
 //!
-//! A `Driver` owns one connection of one normal session in full feature phase: its `TcpStream`, the
+//! A `Driver` owns one connection of one normal session in full feature phase: its stream, the
 //! `proto` machine, the buffers of tasks in flight. It is polled by its owner's task, so that a lane
 //! drives NBD and iSCSI from one task on one thread. Nothing is spawned.
 //!
@@ -42,6 +42,7 @@
 mod connect;
 mod discover;
 mod driver;
+mod network;
 mod receiver;
 mod slots;
 mod transmitter;
@@ -50,8 +51,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::scsi::{Cdb, LunAddress, Sense, Status};
 
-pub use discover::discover;
+pub use discover::{discover, discover_over};
 pub use driver::Driver;
+pub use network::{Network, Stream, Tcp};
 
 /// What a command carries besides its CDB.
 #[derive(Debug)]

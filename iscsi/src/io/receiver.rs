@@ -13,9 +13,7 @@
 use std::io::{self, IoSliceMut};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-
+use super::network::Stream;
 use super::slots::Slots;
 use crate::proto::session::Placement;
 use crate::wire::header::{self, BHS_BYTES, Bhs};
@@ -75,32 +73,28 @@ impl Receiver {
     /// Reads once; gives the number of bytes, 0 at the end of the stream.
     pub(super) fn poll_read(
         &mut self,
-        stream: &TcpStream,
+        stream: &mut impl Stream,
         cx: &mut Context<'_>,
         slots: &mut Slots,
     ) -> Poll<io::Result<usize>> {
         self.make_room();
-        loop {
-            ready!(stream.poll_read_ready(cx))?;
-            let ahead = &mut self.buffer[self.end..];
-            let direct: &mut [u8] = match self.state {
-                State::Task {
-                    slot, at, missing, ..
-                } => &mut slots.incoming(slot)[at..at + missing],
-                State::Header | State::Own { .. } => &mut [],
-            };
-            let missing = direct.len();
-            match read_once(stream, direct, ahead) {
-                Ok(got) => {
-                    self.note_direct(got.min(missing));
-                    self.end += got.saturating_sub(missing);
-                    return Poll::Ready(Ok(got));
-                }
-                // The readiness is cleared; the next turn waits for a new one.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let ahead = &mut self.buffer[self.end..];
+        let direct: &mut [u8] = match self.state {
+            State::Task {
+                slot, at, missing, ..
+            } => &mut slots.incoming(slot)[at..at + missing],
+            State::Header | State::Own { .. } => &mut [],
+        };
+        let missing = direct.len();
+        let got = if direct.is_empty() {
+            ready!(stream.poll_read_vectored(cx, &mut [IoSliceMut::new(ahead)]))?
+        } else {
+            let buffers = &mut [IoSliceMut::new(direct), IoSliceMut::new(ahead)];
+            ready!(stream.poll_read_vectored(cx, buffers))?
+        };
+        self.note_direct(got.min(missing));
+        self.end += got.saturating_sub(missing);
+        Poll::Ready(Ok(got))
     }
 
     /// Looks at the bytes at hand.
@@ -186,30 +180,6 @@ impl Receiver {
         {
             self.buffer.resize(bytes + padding, 0);
         }
-    }
-}
-
-/// One `readv`; an end of the stream is 0, an empty socket `WouldBlock`.
-fn read_once(stream: &TcpStream, direct: &mut [u8], ahead: &mut [u8]) -> io::Result<usize> {
-    let wanted = direct.len() + ahead.len();
-    let mut got = 0;
-    let done = stream.try_io(Interest::READABLE, || {
-        got = if direct.is_empty() {
-            stream.try_read(ahead)?
-        } else {
-            stream.try_read_vectored(&mut [IoSliceMut::new(direct), IoSliceMut::new(ahead)])?
-        };
-        // A short read means an empty socket: so much is known without asking again. The readiness
-        // is cleared as it was before the read, so that bytes that came since wake us.
-        if got > 0 && got < wanted {
-            Err(io::ErrorKind::WouldBlock.into())
-        } else {
-            Ok(())
-        }
-    });
-    match done {
-        Err(error) if got == 0 => Err(error),
-        Ok(()) | Err(_) => Ok(got),
     }
 }
 

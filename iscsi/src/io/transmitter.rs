@@ -8,13 +8,11 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-
+use super::network::Stream;
 use super::slots::Slots;
 use crate::proto::session::{Payload, Transmit};
 use crate::wire::header::{self, BHS_BYTES};
+use bytes::Bytes;
 
 /// Most PDUs that are taken from the machine ahead of the socket: what was taken has its number and
 /// its place, so that later pings and data wait behind it.
@@ -62,17 +60,14 @@ impl Transmitter {
     /// Writes what is queued.
     pub(super) fn poll_write(
         &mut self,
-        stream: &TcpStream,
+        stream: &mut impl Stream,
         cx: &mut Context<'_>,
         slots: &Slots,
     ) -> Poll<io::Result<()>> {
         while !self.queue.is_empty() {
-            ready!(stream.poll_write_ready(cx))?;
-            match self.write_once(stream, slots) {
-                Ok(written) => self.advance(written),
-                // The readiness is cleared; the next turn waits for a new one.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            match ready!(self.poll_write_once(stream, cx, slots))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.advance(written),
             }
         }
         Poll::Ready(Ok(()))
@@ -108,11 +103,15 @@ impl Transmitter {
         self.bytes -= dropped;
     }
 
-    fn write_once(&self, stream: &TcpStream, slots: &Slots) -> io::Result<usize> {
+    fn poll_write_once(
+        &self,
+        stream: &mut impl Stream,
+        cx: &mut Context<'_>,
+        slots: &Slots,
+    ) -> Poll<io::Result<usize>> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
         let mut skip = self.front_sent;
-        let mut total = 0;
         for transmit in &self.queue {
             let payload: &[u8] = match &transmit.payload {
                 Payload::None => &[],
@@ -132,24 +131,10 @@ impl Transmitter {
                 if !part.is_empty() {
                     slices[count] = IoSlice::new(part);
                     count += 1;
-                    total += part.len();
                 }
             }
         }
-        let mut written = 0;
-        let done = stream.try_io(Interest::WRITABLE, || {
-            written = stream.try_write_vectored(&slices[..count])?;
-            // A short write means a full socket buffer: so much is known without asking again.
-            if written < total {
-                Err(io::ErrorKind::WouldBlock.into())
-            } else {
-                Ok(())
-            }
-        });
-        match done {
-            Err(error) if written == 0 => Err(error),
-            Ok(()) | Err(_) => Ok(written),
-        }
+        stream.poll_write_vectored(cx, &slices[..count])
     }
 
     fn advance(&mut self, written: usize) {

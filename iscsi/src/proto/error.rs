@@ -205,7 +205,8 @@ impl SessionError {
         }
     }
 
-    pub(crate) fn lost(cause: io::Error) -> Self {
+    /// The connection broke: what a driver says when its socket does.
+    pub fn lost(cause: io::Error) -> Self {
         Self::Lost {
             cause: Arc::new(cause),
         }

@@ -299,6 +299,9 @@ mod tests {
 
     fn agreed(initial_r2t: bool, immediate_data: bool, first_burst: u32, segment: u32) -> Agreed {
         Agreed {
+            header_digest: false,
+            data_digest: false,
+            max_connections: 1,
             initial_r2t,
             immediate_data,
             ours_max_recv_data_segment_bytes: 262_144,

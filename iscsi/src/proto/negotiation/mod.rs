@@ -22,6 +22,12 @@ pub use keys::Key;
 /// What a login agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agreed {
+    /// `HeaderDigest`: CRC32C behind each header.
+    pub header_digest: bool,
+    /// `DataDigest`: CRC32C behind each data segment.
+    pub data_digest: bool,
+    /// `MaxConnections`: how many connections the session may have.
+    pub max_connections: u16,
     /// `InitialR2T`: no unsolicited Data-Out.
     pub initial_r2t: bool,
     /// `ImmediateData`: data may come with the command.
@@ -177,6 +183,9 @@ impl Negotiation {
             first_burst_bytes = max_burst_bytes;
         }
         Ok(Agreed {
+            header_digest: false,
+            data_digest: false,
+            max_connections: saturate(self.value(Key::MaxConnections)),
             initial_r2t: self.value(Key::InitialR2T) != 0,
             immediate_data: self.value(Key::ImmediateData) != 0,
             ours_max_recv_data_segment_bytes: keys::MAX_RECV_DATA_SEGMENT_BYTES,

@@ -28,6 +28,9 @@ struct Script {
 
 fn agreed() -> Agreed {
     Agreed {
+        header_digest: false,
+        data_digest: false,
+        max_connections: 1,
         initial_r2t: true,
         immediate_data: true,
         theirs_max_recv_data_segment_bytes: 8192,
