@@ -44,6 +44,7 @@ pub struct Examination {
     pages: Vec<u8>,
     designators: Vec<Designator>,
     serial: Option<String>,
+    lost_power: bool,
 }
 
 /// How an examination goes on.
@@ -109,6 +110,7 @@ impl Examination {
             pages: Vec::new(),
             designators: Vec::new(),
             serial: None,
+            lost_power: false,
         }
     }
 
@@ -149,6 +151,12 @@ impl Examination {
             status,
             sense: sense.copied(),
         };
+        // SAM-5 5.14: the conditions that say that a volatile cache is gone; 29h/00h says nothing of the kind, as
+        // targets report it after every login.
+        self.lost_power |= sense.is_some_and(|sense| {
+            sense.key == SenseKey::UnitAttention
+                && (sense.is(code::POWER_ON_OCCURRED) || sense.is(code::DEVICE_INTERNAL_RESET))
+        });
         let result = match Verdict::of(status, sense) {
             Verdict::Good => self.take(question, data),
             Verdict::Busy | Verdict::TaskSetFull => Ok(Progress::NotReady),
@@ -174,6 +182,11 @@ impl Examination {
             Ok(Progress::Known(_)) | Err(_) => self.question = None,
         }
         result
+    }
+
+    /// Has the unit said on the way that it had lost power, or was reset inside? What a volatile cache held is gone then.
+    pub fn lost_power(&self) -> bool {
+        self.lost_power
     }
 
     /// Where the questions go.

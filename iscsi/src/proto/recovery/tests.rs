@@ -1,3 +1,5 @@
+//! Schedules in invented time.
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
