@@ -313,10 +313,10 @@ async fn make_device(cx: &Context, entry: Entry, address: Address) -> Result<Att
                 chap.clone(),
                 lane_isid(entry.id, lane),
             );
-            LunSpec {
-                read_only,
-                ..LunSpec::new(session, lun)
-            }
+            let mut spec = LunSpec::new(session, lun);
+            spec.recovery.replacement_timeout = cx.settings.replacement_timeout;
+            spec.read_only = read_only;
+            spec
         })
         .collect();
     match cx.platform.connect(specs, entry.identifier()).await {
