@@ -284,6 +284,7 @@ impl Cloud for World {
                     .parse()
                     .expect("a name"),
                 target_lun: 1,
+                more_paths: Vec::new(),
                 chap: None,
                 read_only: false,
             })
