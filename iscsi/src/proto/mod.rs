@@ -39,7 +39,7 @@ pub use discovery::{DiscoveredPortal, DiscoveredTarget};
 pub use error::{DiscoveryError, LoginError, Misuse, Retry, SessionError};
 pub use isid::Isid;
 pub use name::{IscsiName, NameError};
-pub use offers::{DigestPolicy, Offers};
+pub use offers::{DigestPolicy, DigestPolicyError, Offers};
 pub use params::{ChapCredentials, SessionParams};
 pub use portal::{Portal, PortalError};
 pub use secret::Secret;

@@ -5,7 +5,9 @@
 //!
 //! Source: RFC 7143 §13.
 
+use std::fmt;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use super::Misuse;
 
@@ -19,6 +21,35 @@ pub enum DigestPolicy {
     Prefer,
     /// No session without it: offers `CRC32C` alone.
     Require,
+}
+
+/// A text that is no digest policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be `none`, `prefer` or `require`")]
+pub struct DigestPolicyError;
+
+/// `none`, `prefer`, `require`.
+impl FromStr for DigestPolicy {
+    type Err = DigestPolicyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::None),
+            "prefer" => Ok(Self::Prefer),
+            "require" => Ok(Self::Require),
+            _ => Err(DigestPolicyError),
+        }
+    }
+}
+
+impl fmt::Display for DigestPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+        })
+    }
 }
 
 /// The values that we bring to the negotiation; what comes of them is `Agreed`.
@@ -45,7 +76,7 @@ pub struct Offers {
     pub max_outstanding_r2t: u16,
     /// `MaxConnections` of the session: 1 to 65,535. Default 1; the result is the minimum.
     pub max_connections: u16,
-    /// `DefaultTime2Wait`: 0 to 3600 s. Default 2; the result is the maximum.
+    /// `DefaultTime2Wait`: 0 to 3600 s. Default 0; the result is the maximum.
     pub time_2_wait: u16,
     /// `DefaultTime2Retain`: 0 to 3600 s. Default 0; the result is the minimum.
     pub time_2_retain: u16,
@@ -59,8 +90,8 @@ const MAX_BURST_BYTES: u32 = 16_711_680;
 const FIRST_BURST_BYTES: u32 = 262_144;
 /// The target may ask for the next burst while we send this one.
 const MAX_OUTSTANDING_R2T: u16 = 4;
-/// RFC 7143 §13.15: the default. Whoever reinstates waits as long as the target asks.
-const TIME_2_WAIT_SECONDS: u16 = 2;
+/// RFC 7143 §13.15: we need no pause before a reinstatement; a target that does says so, and is heard.
+const TIME_2_WAIT_SECONDS: u16 = 0;
 
 /// RFC 7143 §13.12-§13.14: legal lengths of segments and bursts.
 pub(super) const SEGMENT_RANGE: RangeInclusive<u32> = 512..=(1 << 24) - 1;

@@ -76,7 +76,7 @@ fn offers_are_ours_and_legal() {
         ("ImmediateData", "Yes"),
         ("MaxBurstLength", "16711680"),
         ("FirstBurstLength", "262144"),
-        ("DefaultTime2Wait", "2"),
+        ("DefaultTime2Wait", "0"),
         ("DefaultTime2Retain", "0"),
         ("MaxOutstandingR2T", "4"),
         ("DataPDUInOrder", "Yes"),
@@ -334,7 +334,6 @@ fn answers_that_do_not_follow_from_our_offer_are_refused() {
         ("MaxConnections", "2", "1"),
         ("MaxBurstLength", "16777215", "16711680"),
         ("FirstBurstLength", "262145", "262144"),
-        ("DefaultTime2Wait", "1", "2"),
         ("DefaultTime2Retain", "20", "0"),
         ("ErrorRecoveryLevel", "1", "0"),
         ("DataPDUInOrder", "No", "Yes"),
@@ -348,6 +347,19 @@ fn answers_that_do_not_follow_from_our_offer_are_refused() {
             "{key}"
         );
     }
+}
+
+// L22: RFC 7143 §13.15: the longer wait, so no answer is below our offer
+#[test]
+fn time_to_wait_below_our_offer_is_refused() {
+    let offers = Offers {
+        time_2_wait: 2,
+        ..Offers::default()
+    };
+    assert_eq!(
+        answered_with(&offers, &[("DefaultTime2Wait", "1")]),
+        Err(Violation::answer("DefaultTime2Wait", "1", "2"))
+    );
 }
 
 // L15: RFC 7143 §13.1
