@@ -156,7 +156,13 @@ impl Machine {
                 self.write_lost |= power_on && self.limits.write_cache != Some(false);
             }
             Verdict::DeferredError => self.write_lost = true,
-            Verdict::Busy | Verdict::Aborted | Verdict::Failed => {}
+            Verdict::Busy
+            | Verdict::BecomingReady
+            | Verdict::Aborted
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault
+            | Verdict::Failed => {}
         }
         if verdict != Verdict::Good && self.remarks.may_speak(now) {
             let what = Remark {
@@ -182,8 +188,12 @@ impl Machine {
             Verdict::UnitAttention
             | Verdict::DeferredError
             | Verdict::Busy
+            | Verdict::BecomingReady
             | Verdict::TaskSetFull
             | Verdict::Aborted
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault
             | Verdict::Failed => Err(kind_of(status, sense.as_ref())),
         };
         if let Some(task) = self.free_task(slot) {

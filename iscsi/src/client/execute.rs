@@ -74,14 +74,30 @@ pub(super) async fn perform(
         match verdict {
             Verdict::Good => return Ok(completion),
             // An earlier write is lost: whoever asked must hear of it, for no other answer will tell.
-            Verdict::Failed | Verdict::DeferredError => {
+            Verdict::Failed
+            | Verdict::DeferredError
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault => {
+                if verdict == Verdict::OurFault {
+                    let cause = sense.as_ref().map(ToString::to_string);
+                    tracing::error!(
+                        during,
+                        cause,
+                        "the target says that this initiator sent data wrongly"
+                    );
+                }
                 return Err(Error::Refused {
                     during,
                     status,
                     sense,
                 });
             }
-            Verdict::UnitAttention | Verdict::Busy | Verdict::TaskSetFull | Verdict::Aborted => {
+            Verdict::UnitAttention
+            | Verdict::Busy
+            | Verdict::BecomingReady
+            | Verdict::TaskSetFull
+            | Verdict::Aborted => {
                 let waited = patience.waited();
                 let pause = patience.pause(verdict).ok_or(Error::NotReady {
                     during,

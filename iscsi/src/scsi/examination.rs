@@ -68,6 +68,9 @@ pub enum Failure {
     /// There is no logical unit behind this LUN now.
     #[error("there is no such logical unit")]
     NoSuchLun,
+    /// The unit cannot be reached through this target port (standby, unavailable): try another path.
+    #[error("the target port is not active for this logical unit")]
+    OtherPath,
     /// The unit refused a question that every unit must answer, or reported one thing after another.
     #[error("{during}: {}", .sense.as_ref().map_or_else(|| .status.to_string(), ToString::to_string))]
     Refused {
@@ -151,7 +154,7 @@ impl Examination {
         };
         let result = match Verdict::of(status, sense) {
             Verdict::Good => self.take(question, data),
-            Verdict::Busy | Verdict::TaskSetFull => Ok(Progress::NotReady),
+            Verdict::Busy | Verdict::BecomingReady | Verdict::TaskSetFull => Ok(Progress::NotReady),
             Verdict::UnitAttention | Verdict::DeferredError | Verdict::Aborted => {
                 self.repeats += 1;
                 if self.repeats <= REPEATS_MAX {
@@ -159,7 +162,8 @@ impl Examination {
                 }
                 Err(refused())
             }
-            Verdict::Failed => match sense {
+            Verdict::SwitchPath => Err(Failure::OtherPath),
+            Verdict::Failed | Verdict::ReservationConflict | Verdict::OurFault => match sense {
                 Some(sense) if says_no_such_lun(sense) => Err(Failure::NoSuchLun),
                 Some(sense) if question.is_page() && sense.key == SenseKey::IllegalRequest => {
                     self.go_on(question);
@@ -451,6 +455,10 @@ mod tests {
         let broken = check(SenseKey::HardwareError, 0x44, 0);
         let progress = examination.handle_answer(Status::CHECK_CONDITION, Some(&broken), &[]);
         assert!(matches!(progress, Err(Failure::Refused { .. })));
+
+        let standby = check(SenseKey::NotReady, 0x04, 0x0B);
+        let progress = begun(None).handle_answer(Status::CHECK_CONDITION, Some(&standby), &[]);
+        assert_eq!(progress, Err(Failure::OtherPath));
 
         let absent = check(SenseKey::IllegalRequest, 0x25, 0);
         let progress = begun(None).handle_answer(Status::CHECK_CONDITION, Some(&absent), &[]);

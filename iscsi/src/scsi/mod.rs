@@ -11,6 +11,7 @@
 //! It sends nothing: `io` carries commands, `client::probe` decides what to ask; `examination` is the short form of
 //! that, without I/O, for those who replay commands after a new login.
 
+pub mod attention;
 pub mod capacity;
 pub mod cdb;
 pub mod examination;
@@ -26,6 +27,7 @@ pub mod vpd;
 
 mod field;
 
+pub use attention::Attention;
 pub use capacity::Capacity;
 pub use cdb::Cdb;
 pub use examination::Examination;
