@@ -180,7 +180,7 @@ const PREFERRED_BYTES_MAX: u32 = 64 << 10;
 #[cfg(test)]
 pub(super) mod tests {
     use iscsi::scsi::Capacity;
-    use iscsi::scsi::inquiry::{DeviceType, Inquiry, PeripheralQualifier};
+    use iscsi::scsi::inquiry::{AsymmetricAccess, DeviceType, Inquiry, PeripheralQualifier};
     use iscsi::scsi::mode::ModeParameters;
     use iscsi::scsi::vpd::{BlockCharacteristics, BlockLimits, Provisioning};
 
@@ -195,6 +195,7 @@ pub(super) mod tests {
                 device_type: DeviceType::DISK,
                 version: 6,
                 protect: false,
+                asymmetric_access: AsymmetricAccess::default(),
                 vendor: "ACME".to_owned(),
                 product: "VOLUME".to_owned(),
                 revision: "1.0".to_owned(),

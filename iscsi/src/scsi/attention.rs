@@ -11,7 +11,7 @@ use super::{Sense, SenseKey};
 pub enum Attention {
     /// 29h/01h: the power came on; what a volatile cache held is gone.
     PowerOn,
-    /// 29h/07h: the I_T nexus was lost; reservations may be gone, data is not.
+    /// 29h/07h: the `I_T` nexus was lost; reservations may be gone, data is not.
     NexusLoss,
     /// Other 29h: a reset, of which kind the target does not say.
     Reset,

@@ -17,11 +17,15 @@ pub mod cdb;
 pub mod examination;
 pub mod identity;
 pub mod inquiry;
+pub mod lba_status;
 pub mod lun;
 pub mod mode;
+pub mod port_groups;
+pub mod reservation;
 pub mod sense;
 pub mod status;
 pub mod units;
+pub mod unmap;
 pub mod verdict;
 pub mod vpd;
 
@@ -34,9 +38,11 @@ pub use examination::Examination;
 pub use identity::Identity;
 pub use inquiry::Inquiry;
 pub use lun::LunAddress;
+pub use port_groups::TargetPortGroups;
 pub use sense::{Sense, SenseKey};
 pub use status::Status;
 pub use units::{BlockLength, Blocks, ByteCount, Lba};
+pub use unmap::Extent;
 pub use verdict::Verdict;
 
 /// What a target sent is not what the standard says: the transport was sound, the content is not.

@@ -13,8 +13,7 @@
 
 use bytes::{Bytes, BytesMut};
 use iscsi::io::Data;
-use iscsi::scsi::cdb::{UNMAP_ONE_RANGE_BYTES, unmap_parameters};
-use iscsi::scsi::{Blocks, Cdb, Lba};
+use iscsi::scsi::{Blocks, Cdb, Extent, Lba, unmap};
 
 use crate::block::{ErrorKind, Operation};
 use crate::lun::limits::{Fua, Limits, Unmap};
@@ -187,12 +186,15 @@ impl Active {
                 }
             }
             // A flush has no data stage, so what is left here is a trim.
-            Job::Unmap { .. } | Job::Flush => Next {
-                cdb: Cdb::unmap(UNMAP_ONE_RANGE_BYTES),
-                lba,
-                bytes: None,
-                data: Data::Out(unmap_parameters(lba, piece)),
-            },
+            Job::Unmap { .. } | Job::Flush => {
+                let extents = [Extent { lba, blocks: piece }];
+                Next {
+                    cdb: Cdb::unmap(unmap::list_bytes(&extents)),
+                    lba,
+                    bytes: None,
+                    data: Data::Out(unmap::list(&extents)),
+                }
+            }
         }
     }
 
