@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(patience.pause(Verdict::Busy), Some(PAUSE_FIRST));
     }
 
-    // S5: a reservation conflict is not repeated; S2: nor is our own fault.
+    // S2, S5
     #[test]
     fn what_is_done_or_failed_is_not_repeated() {
         for verdict in [

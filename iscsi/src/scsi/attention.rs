@@ -41,7 +41,7 @@ impl Attention {
         if sense.key != SenseKey::UnitAttention {
             return None;
         }
-        // S6: each of them is reported once to a nexus
+        // SAM-5: unit attention conditions are reported once to each nexus
         Some(match (sense.asc, sense.ascq) {
             (0x29, 0x01) => Self::PowerOn,
             (0x29, 0x07) => Self::NexusLoss,

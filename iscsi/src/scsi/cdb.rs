@@ -251,14 +251,9 @@ mod tests {
     const LBA: Lba = Lba(0x0102_0304_0506_0708);
     const BLOCKS: Blocks = Blocks(0x1112_1314);
 
-    /// Every CDB as bytes, written from the tables of SPC-4 and SBC-4.
+    /// As bytes, written from the tables of SPC-4.
     #[test]
     fn commands_have_the_bytes_of_the_standard() {
-        let ranged = |operation: u8, flags: u8| {
-            [
-                operation, flags, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0, 0,
-            ]
-        };
         for (cdb, bytes) in [
             (Cdb::test_unit_ready(), [0; 16]),
             (
@@ -300,6 +295,29 @@ mod tests {
                 ),
                 [0x5F, 5, 0x08, 0, 0, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0],
             ),
+            (
+                Cdb::mode_sense_6(0x08, 0xC0),
+                [0x1A, 0x08, 0x08, 0, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Cdb::mode_sense_10(0x3F, 0x0200),
+                [0x5A, 0x08, 0x3F, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
+        ] {
+            assert_eq!(cdb.0, bytes);
+            assert_eq!(cdb.operation_code(), bytes[0]);
+        }
+    }
+
+    /// Those that address blocks, from SBC-4.
+    #[test]
+    fn block_commands_have_the_bytes_of_the_standard() {
+        let ranged = |operation: u8, flags: u8| {
+            [
+                operation, flags, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0, 0,
+            ]
+        };
+        for (cdb, bytes) in [
             (Cdb::get_lba_status(LBA, 0x1112_1314), ranged(0x9E, 0x12)),
             (
                 Cdb::compare_and_write(LBA, 7, false),
@@ -316,14 +334,6 @@ mod tests {
             (
                 Cdb::write_same_16_no_data(LBA, BLOCKS, true),
                 ranged(0x93, 0x09),
-            ),
-            (
-                Cdb::mode_sense_6(0x08, 0xC0),
-                [0x1A, 0x08, 0x08, 0, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            ),
-            (
-                Cdb::mode_sense_10(0x3F, 0x0200),
-                [0x5A, 0x08, 0x3F, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0],
             ),
             (
                 Cdb::read_capacity_16(32),

@@ -403,7 +403,7 @@ mod tests {
         ));
     }
 
-    // S6: unit attentions 29h, 2Ah and 3Fh are consumed, and the command is repeated.
+    // S6: 29h, 2Ah and 3Fh alike.
     #[test]
     fn unit_attentions_are_free_of_charge_and_have_a_limit() {
         let mut examination = begun(None);
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(examination.poll_command(), None);
     }
 
-    // S3, S7: BUSY and NOT READY, becoming ready: the same question later.
+    // S3, S7: the same question later.
     #[test]
     fn a_unit_that_is_not_ready_is_asked_again() {
         let mut examination = begun(None);

@@ -1,6 +1,6 @@
 //! Persistent reservations: the parameter data of PERSISTENT RESERVE IN and OUT.
 //!
-//! Source: SPC-4 5.12 (the model), 6.15 (PERSISTENT RESERVE IN), 6.16 (PERSISTENT RESERVE OUT), 7.6.4 (TransportID).
+//! Source: SPC-4 5.12 (the model), 6.15 (PERSISTENT RESERVE IN), 6.16 (PERSISTENT RESERVE OUT), 7.6.4 (`TransportID`).
 //!
 //! Invariants:
 //! 1. A list that is not whole is refused: whoever preempts by half of a list preempts the wrong one.
@@ -265,7 +265,7 @@ pub struct Registrant {
     pub holds: Option<ReservationType>,
     /// At which target port; `None`: at all.
     pub relative_target_port: Option<u16>,
-    /// TransportID of the initiator port, as it came.
+    /// `TransportID` of the initiator port, as it came.
     pub transport_id: Vec<u8>,
 }
 
@@ -344,7 +344,7 @@ fn additional<'a>(data: &'a [u8], what: &'static str) -> Result<&'a [u8], Violat
 const HEADER_BYTES: usize = 8;
 const KEY_BYTES: usize = 8;
 const RESERVATION_BYTES: usize = 16;
-/// A full status descriptor without its TransportID.
+/// A full status descriptor without its `TransportID`.
 const STATUS_BYTES: usize = 24;
 /// PROTOCOL IDENTIFIER of iSCSI.
 const PROTOCOL_ISCSI: u8 = 0x5;

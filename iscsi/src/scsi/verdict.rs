@@ -54,10 +54,13 @@ impl Verdict {
     pub fn of(status: Status, sense: Option<&Sense>) -> Self {
         match status {
             Status::GOOD | Status::CONDITION_MET => Self::Good,
+            // SAM-5: BUSY is a matter of time
             Status::BUSY => Self::Busy,
+            // SAM-5: TASK SET FULL is a matter of how many commands are out
             Status::TASK_SET_FULL => Self::TaskSetFull,
             // Also how the driver tells of a command that the target failed as a whole (iSCSI response 01h).
             Status::TASK_ABORTED => Self::Aborted,
+            // SAM-5: RESERVATION CONFLICT is an answer, and no trouble that passes
             Status::RESERVATION_CONFLICT => Self::ReservationConflict,
             // Without sense data nobody knows what happened: never take it for success.
             Status::CHECK_CONDITION => sense.map_or(Self::Failed, Self::of_sense),
@@ -73,6 +76,7 @@ impl Verdict {
         match sense.key {
             // SPC-4 table 53: the command was done.
             SenseKey::RecoveredError => Self::Good,
+            // SAM-5: unit attention is told once, in place of the command
             SenseKey::UnitAttention => Self::UnitAttention,
             // RFC 7143 §11.4.7.2: how a target reports unsolicited data that breaks what was negotiated
             SenseKey::AbortedCommand
@@ -81,6 +85,7 @@ impl Verdict {
             {
                 Self::OurFault
             }
+            // RFC 7143 §11.4.7.2: a protocol service CRC error too comes with this key
             SenseKey::AbortedCommand => Self::Aborted,
             SenseKey::NotReady => Self::of_not_ready(sense),
             SenseKey::NoSense
@@ -98,7 +103,7 @@ impl Verdict {
         }
     }
 
-    /// What ends by itself is waited for; a format, a sanitize or a rebuild takes hours and is not.
+    /// SPC-4: LOGICAL UNIT NOT READY has many causes. What ends by itself is waited for; a format, a sanitize or a rebuild takes hours and is not.
     fn of_not_ready(sense: &Sense) -> Self {
         match (sense.asc, sense.ascq) {
             code::BECOMING_READY
@@ -122,8 +127,7 @@ mod tests {
         Verdict::of(Status::CHECK_CONDITION, Some(&Sense::new(key, asc, ascq)))
     }
 
-    // S3: BUSY is repeated after a pause. S4: TASK SET FULL is told apart. S5: RESERVATION CONFLICT is not repeated.
-    // S8: what the driver makes of SCSI response 01h is no success.
+    // S3, S4, S5, S8: what the driver makes of SCSI response 01h (task aborted) is no success either.
     #[test]
     fn each_status_has_its_verdict() {
         for (status, verdict) in [
@@ -185,8 +189,7 @@ mod tests {
         assert_eq!(check(SenseKey::HardwareError, 0x04, 0x01), Verdict::Failed);
     }
 
-    // S1: mangled data is sent again, with a new command. S2: data that we should not have sent, or too little of it,
-    // is our fault and not sent again.
+    // S1, S2: data that we should not have sent, or too little of it, would be so again.
     #[test]
     fn mangled_data_is_sent_again_and_our_own_fault_is_not() {
         for (asc, ascq, verdict) in [

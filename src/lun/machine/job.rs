@@ -13,10 +13,11 @@
 
 use bytes::{Bytes, BytesMut};
 use iscsi::io::Data;
-use iscsi::scsi::{Blocks, Cdb, Extent, Lba, unmap};
+use iscsi::scsi::unmap::{self, UnmapLimits};
+use iscsi::scsi::{Blocks, Cdb, Extent, Lba};
 
 use crate::block::{ErrorKind, Operation};
-use crate::lun::limits::{Fua, Limits, Unmap};
+use crate::lun::limits::{Fua, Limits};
 
 /// One request at work.
 #[derive(Debug)]
@@ -344,7 +345,7 @@ fn take_front_mut(rest: &mut BytesMut, bytes: usize) -> BytesMut {
 }
 
 /// The groups of `granularity` blocks that lie whole in the range: a unit may refuse or ignore parts of them.
-fn whole_groups(begin: Lba, blocks: Blocks, unmap: Unmap) -> (Lba, Blocks) {
+fn whole_groups(begin: Lba, blocks: Blocks, unmap: UnmapLimits) -> (Lba, Blocks) {
     let (granularity, alignment) = (u64::from(unmap.granularity), u64::from(unmap.alignment));
     // In a frame in which groups begin at multiples of the granularity.
     let shift = (granularity - alignment) % granularity;
@@ -365,8 +366,9 @@ mod tests {
     use super::*;
 
     fn groups(begin: u64, blocks: u32, granularity: u32, alignment: u32) -> (u64, u32) {
-        let unmap = Unmap {
+        let unmap = UnmapLimits {
             blocks_max: Blocks(1),
+            descriptors_max: 1,
             granularity,
             alignment,
         };
