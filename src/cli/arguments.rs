@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{IscsiName, Portal};
 
 use crate::volume::SizeGib;
@@ -148,6 +149,10 @@ pub struct Export {
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
+    /// How long I/O waits for a target that is away before it fails: seconds, 0 for not at all, or
+    /// `never` [default: the configuration's, else 120]
+    #[arg(long, value_name = "SECONDS")]
+    pub replacement_timeout: Option<ReplacementTimeout>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,

@@ -43,11 +43,11 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         )?,
         lane_isid(Uuid::new_v4(), 0),
     );
-    let spec = LunSpec {
-        session,
-        lun: target.lun,
-        read_only: options.read_only,
-    };
+    let mut spec = LunSpec::new(session, target.lun);
+    spec.read_only = options.read_only;
+    spec.recovery.replacement_timeout = options
+        .replacement_timeout
+        .unwrap_or(config.replacement_timeout);
     let shutdown = Shutdown::on_signals()?;
 
     // Once now, so that what is wrong is said at once and not to the first client.

@@ -28,6 +28,8 @@ mod tests;
 
 use std::path::PathBuf;
 
+use iscsi::proto::recovery::ReplacementTimeout;
+
 use crate::config::Config;
 
 pub use attachment::{lane_isid, session_params};
@@ -62,6 +64,8 @@ pub struct Settings {
     pub ip: Option<String>,
     /// Connections a volume.
     pub lanes: usize,
+    /// How long I/O waits for a target that is away.
+    pub replacement_timeout: ReplacementTimeout,
     /// GiB.
     pub default_size: u64,
     /// Made on blank volumes of ours.
@@ -80,6 +84,7 @@ impl TryFrom<&Config> for Settings {
             initiator_name: config.initiator_name.clone(),
             ip: config.ip.clone(),
             lanes: config.lanes,
+            replacement_timeout: config.replacement_timeout,
             default_size: config.default_size,
             default_fstype: config.default_fstype.parse()?,
         })

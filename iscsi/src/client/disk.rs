@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::session::Commands;
+use super::owner::Commands;
 use super::unit::{Compared, Refusals, Unit};
 use super::{Error, LunInfo, Reservations, Session, probe, target_port_groups};
 use crate::proto::SessionParams;

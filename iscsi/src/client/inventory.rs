@@ -31,7 +31,7 @@ pub async fn report_luns(
     let during = "REPORT LUNS";
     // SPC-4 6.33: LUN 0 answers it whether there is a unit or not.
     let lun = LunAddress::from_number(0);
-    let cdb = |bytes| Cdb::report_luns(select, bytes);
+    let cdb = |bytes| Cdb::report_luns_of(select, bytes);
     let data = ask_whole(carrier, during, lun, cdb, report_luns_told_bytes, BYTES_MAX).await?;
     parse_report_luns(&data).map_err(violation(during))
 }

@@ -119,6 +119,8 @@ impl<E: Execute> Unit<'_, E> {
             }) if sense.key == SenseKey::Miscompare => Ok(Compared::Differs {
                 offset: sense.information,
             }),
+            // tgt 1.0.85 tells a maximum and does not know the command.
+            Err(error) if is_unknown(&error) => Err(Error::Unsupported(during)),
             Err(error) => Err(error),
         }
     }

@@ -11,6 +11,8 @@ use super::{Sense, SenseKey};
 pub enum Attention {
     /// 29h/01h: the power came on; what a volatile cache held is gone.
     PowerOn,
+    /// 29h/04h: the device was reset inside; likewise.
+    InternalReset,
     /// 29h/07h: the `I_T` nexus was lost; reservations may be gone, data is not.
     NexusLoss,
     /// Other 29h: a reset, of which kind the target does not say.
@@ -44,6 +46,7 @@ impl Attention {
         // SAM-5: unit attention conditions are reported once to each nexus
         Some(match (sense.asc, sense.ascq) {
             (0x29, 0x01) => Self::PowerOn,
+            (0x29, 0x04) => Self::InternalReset,
             (0x29, 0x07) => Self::NexusLoss,
             (0x29, _) => Self::Reset,
             (0x2A, 0x01) => Self::ModeParametersChanged,
@@ -57,6 +60,24 @@ impl Attention {
             // The registry of additional sense codes is open.
             (_, _) => Self::Other,
         })
+    }
+
+    /// Is what a volatile cache held gone? 29h/00h says nothing of the kind: targets report it after every login.
+    pub fn lost_power(self) -> bool {
+        match self {
+            Self::PowerOn | Self::InternalReset => true,
+            Self::NexusLoss
+            | Self::Reset
+            | Self::CapacityChanged
+            | Self::ModeParametersChanged
+            | Self::AccessStateChanged
+            | Self::ReservationsChanged
+            | Self::LunsChanged
+            | Self::IdentityChanged
+            | Self::SpaceThreshold
+            | Self::CommandsCleared
+            | Self::Other => false,
+        }
     }
 }
 
@@ -72,7 +93,7 @@ mod tests {
             (0x29, 0x01, Attention::PowerOn),
             (0x29, 0x02, Attention::Reset),
             (0x29, 0x03, Attention::Reset),
-            (0x29, 0x04, Attention::Reset),
+            (0x29, 0x04, Attention::InternalReset),
             (0x29, 0x07, Attention::NexusLoss),
             (0x2A, 0x00, Attention::Other),
             (0x2A, 0x01, Attention::ModeParametersChanged),
@@ -92,6 +113,8 @@ mod tests {
         ] {
             let sense = Sense::new(SenseKey::UnitAttention, asc, ascq);
             assert_eq!(Attention::of(&sense), Some(attention), "{sense}");
+            let lost = matches!((asc, ascq), (0x29, 0x01 | 0x04));
+            assert_eq!(attention.lost_power(), lost, "{sense}");
         }
     }
 

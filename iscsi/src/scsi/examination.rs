@@ -18,7 +18,7 @@
 use super::identity::{Identity, Mismatch};
 use super::sense::code;
 use super::vpd::{self, Designator};
-use super::{Capacity, Cdb, LunAddress, Sense, SenseKey, Status, Verdict, Violation};
+use super::{Attention, Capacity, Cdb, LunAddress, Sense, SenseKey, Status, Verdict, Violation};
 
 /// The examination of one logical unit, without I/O: `poll_command`, then `handle_answer`, until it ends.
 ///
@@ -44,6 +44,7 @@ pub struct Examination {
     pages: Vec<u8>,
     designators: Vec<Designator>,
     serial: Option<String>,
+    lost_power: bool,
 }
 
 /// How an examination goes on.
@@ -112,6 +113,7 @@ impl Examination {
             pages: Vec::new(),
             designators: Vec::new(),
             serial: None,
+            lost_power: false,
         }
     }
 
@@ -152,6 +154,9 @@ impl Examination {
             status,
             sense: sense.copied(),
         };
+        self.lost_power |= sense
+            .and_then(Attention::of)
+            .is_some_and(Attention::lost_power);
         let result = match Verdict::of(status, sense) {
             Verdict::Good => self.take(question, data),
             Verdict::Busy | Verdict::BecomingReady | Verdict::TaskSetFull => Ok(Progress::NotReady),
@@ -178,6 +183,11 @@ impl Examination {
             Ok(Progress::Known(_)) | Err(_) => self.question = None,
         }
         result
+    }
+
+    /// Has the unit said on the way that it had lost power, or was reset inside? What a volatile cache held is gone then.
+    pub fn lost_power(&self) -> bool {
+        self.lost_power
     }
 
     /// Where the questions go.

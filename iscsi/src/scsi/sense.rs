@@ -285,8 +285,6 @@ pub mod code {
     pub const LOGICAL_UNIT_NOT_SUPPORTED: (u8, u8) = (0x25, 0x00);
     /// Thin provisioning: no space left.
     pub const SPACE_ALLOCATION_FAILED: (u8, u8) = (0x27, 0x07);
-    /// Power came on: what a volatile cache held is gone.
-    pub const POWER_ON_OCCURRED: (u8, u8) = (0x29, 0x01);
     /// The capacity is another one.
     pub const CAPACITY_DATA_HAS_CHANGED: (u8, u8) = (0x2A, 0x09);
     /// Protocol service CRC error: the data was mangled on its way.

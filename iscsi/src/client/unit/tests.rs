@@ -369,6 +369,15 @@ async fn compare_and_write_says_what_it_found() {
         .compare_and_write(Lba(9), &old, &new, false)
         .await;
     assert_eq!(compared.unwrap(), Compared::Differs { offset: Some(17) });
+
+    let mut script = Script::default().check(SenseKey::IllegalRequest, 0x20, 0);
+    let compared = unit(&mut script, &info, &Refusals::default())
+        .compare_and_write(Lba(9), &old, &new, false)
+        .await;
+    assert!(
+        matches!(compared, Err(Error::Unsupported(_))),
+        "{compared:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -137,7 +137,12 @@ impl Link {
 
     /// Ready when bytes moved, or may move again.
     pub(super) fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let due = self.due();
         let written = self.write_some()?;
+        // Whoever waits for room has it now, and nothing else may come to wake him.
+        if self.due() < due {
+            return Poll::Ready(Ok(()));
+        }
         if self.detour.poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
