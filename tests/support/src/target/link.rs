@@ -201,6 +201,11 @@ impl Link {
         }
     }
 
+    /// Whether bytes are here that no PDU was made of.
+    pub(super) fn has_more(&self) -> bool {
+        !self.received.is_empty()
+    }
+
     /// How many bytes wait to be written.
     pub(super) fn due(&self) -> usize {
         self.outgoing.len() - self.sent

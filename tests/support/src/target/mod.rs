@@ -10,18 +10,24 @@
 //! 2. Dropping the handle ends the thread and all connections.
 
 mod chap;
+mod commands;
 mod compose;
+mod connection;
+mod control;
 mod detour;
 mod disk;
 mod faults;
+mod held;
 mod keys;
 mod link;
 mod login;
+mod management;
 mod opcodes;
 mod pages;
 mod pdu;
 mod raw;
 mod record;
+mod rules;
 mod script;
 mod scsi;
 mod session;
@@ -37,6 +43,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::task::TaskTracker;
 
+pub use chap::answer as chap_response;
 pub use compose::{fixed_sense, text};
 pub use disk::{Counts, Disk};
 pub use faults::Fault;
@@ -123,6 +130,25 @@ impl Target {
 
     /// Begins to misbehave; a changed window is told at once.
     pub fn inject(&self, fault: Fault) {
+        let data_too = matches!(fault, Fault::WrongDataDigest { .. });
+        if let Fault::WrongHeaderDigest { nth } | Fault::WrongDataDigest { nth } = fault {
+            return self.strike(
+                nth,
+                move |seen| {
+                    seen.direction == Direction::FromTarget
+                        && seen.pdu.opcode() != op::LOGIN_RESPONSE
+                        && !(data_too && seen.pdu.data.is_empty())
+                },
+                move |seen| {
+                    let pdu = seen.pdu.clone();
+                    Verdict::Steps(vec![if data_too {
+                        Step::BadDataDigest(pdu)
+                    } else {
+                        Step::BadHeaderDigest(pdu)
+                    }])
+                },
+            );
+        }
         let window = matches!(fault, Fault::Window(_));
         self.shared.faults.inject(fault);
         if window {
@@ -179,12 +205,47 @@ impl Target {
 
     /// Sends each session a NOP-In that wants an answer; `pongs` counts those.
     pub fn ping(&self) {
-        self.shared.order(&Order::Ping);
+        self.ping_with([0; 8], &[]);
+    }
+
+    /// The same with a LUN and with data, which an honest target does not send.
+    pub fn ping_with(&self, lun: [u8; 8], data: &[u8]) {
+        self.shared.order(&Order::Ping(lun, data.to_vec()));
     }
 
     /// Asks each session to log out within so many seconds (asynchronous message 1).
     pub fn request_logout(&self, seconds: u16) {
-        self.shared.order(&Order::LogoutRequest(seconds));
+        self.announce(Pdu::async_message(1, 0, [0, 0, seconds]));
+    }
+
+    /// Sends each session an asynchronous message (`Pdu::async_message`) and does what it announces: event 2 drops the
+    /// connection whose CID is parameter 1, event 3 all, event 5 ends the tasks of its LUN.
+    pub fn announce(&self, message: Pdu) {
+        self.shared.order(&Order::Async(Box::new(message)));
+    }
+
+    /// Carries out what was held, and lets late writes of sessions that are gone land: gives the number of these.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "most callers hold no late writes"
+    )]
+    pub fn release(&self) -> usize {
+        self.shared.order(&Order::Release);
+        self.shared.land_orphans()
+    }
+
+    /// How many commands were held since the target started.
+    pub fn held(&self) -> u64 {
+        self.shared.held.value()
+    }
+
+    /// Blocks until so many commands were held since the target started.
+    ///
+    /// # Panics
+    /// If they are not within 10 s.
+    pub fn wait_held(&self, count: u64) {
+        let held = &self.shared.held;
+        assert!(held.wait(count), "{} of {count} are held", held.value());
     }
 
     /// Cuts every session's connection without a word.
@@ -424,6 +485,42 @@ impl Builder {
     #[must_use]
     pub fn status_in_data(mut self, on: bool) -> Self {
         self.settings.status_in_data = on;
+        self
+    }
+
+    /// CHAP algorithms by their numbers (5 MD5, 6 SHA1, 7 SHA-256, 8 SHA3-256); only 5 if not told. The first of the
+    /// initiator's list that is among them is taken.
+    #[must_use]
+    pub fn chap_algorithms(mut self, numbers: &[u8]) -> Self {
+        self.settings.chap_algorithms = numbers.to_vec();
+        self
+    }
+
+    /// CHAP values are sent in base64 instead of hexadecimal.
+    #[must_use]
+    pub fn chap_base64(mut self, on: bool) -> Self {
+        self.settings.chap_base64 = on;
+        self
+    }
+
+    /// Limit for `MaxConnections`.
+    #[must_use]
+    pub fn max_connections(mut self, count: u16) -> Self {
+        self.settings.connections = count;
+        self
+    }
+
+    /// Answers of a login come in pieces of so many bytes, with the C bit.
+    #[must_use]
+    pub fn login_text_bytes(mut self, bytes: usize) -> Self {
+        self.settings.login_text_bytes = Some(bytes);
+        self
+    }
+
+    /// Answers to text requests come in pieces of so many bytes at most.
+    #[must_use]
+    pub fn text_bytes(mut self, bytes: usize) -> Self {
+        self.settings.text_bytes = Some(bytes);
         self
     }
 

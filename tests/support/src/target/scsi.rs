@@ -74,7 +74,7 @@ impl Sense {
 }
 
 /// The first look at a command. `pending` is the unit attention that REQUEST SENSE would report.
-pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], luns: &[u16], pending: Option<Sense>) -> Plan {
+pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], pending: Option<Sense>) -> Plan {
     let done = |answer: Result<Vec<u8>, Sense>| {
         Plan::Done(answer.map_or_else(Answer::check, Answer::good))
     };
@@ -92,7 +92,6 @@ pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], luns: &[u16], pending: Option<Se
         op::SERVICE_ACTION_IN_16 if cdb[1] & 0x1f == op::READ_CAPACITY_16 => {
             done(Ok(clipped(capacity_16(disk), length_32(cdb, 10))))
         }
-        op::REPORT_LUNS => done(report_luns(luns, cdb)),
         op::MAINTENANCE_IN if cdb[1] & 0x1f == op::REPORT_SUPPORTED_OPERATION_CODES => {
             done(opcodes::report(cdb))
         }
@@ -125,7 +124,7 @@ pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], luns: &[u16], pending: Option<Se
     }
 }
 
-/// What a LUN that is not there says (SPC-4 §6.4.1: INQUIRY answers, qualifier 011b).
+/// What a LUN that is not there says (SPC-4 §6.4.1: INQUIRY answers, qualifier 011b), and the list of those that are.
 pub(super) fn plan_absent(cdb: &[u8; 16], luns: &[u16]) -> Plan {
     let answer = match cdb[0] {
         op::INQUIRY => pages::inquiry(None, cdb),
@@ -153,6 +152,22 @@ pub(super) fn finish(disk: &Disk, cdb: &[u8; 16], data: &[u8]) -> Answer {
 /// Whether a command reports a waiting unit attention instead of running (SAM-5 §5.14).
 pub(super) fn reports_attention(opcode: u8) -> bool {
     !matches!(opcode, op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE)
+}
+
+/// Whether a command may want data from the initiator.
+pub(super) fn takes_data(cdb: &[u8; 16]) -> bool {
+    match cdb[0] {
+        op::WRITE_SAME_16 => !has_no_data(cdb),
+        opcode => matches!(
+            opcode,
+            op::WRITE_6
+                | op::WRITE_10
+                | op::WRITE_12
+                | op::WRITE_16
+                | op::WRITE_SAME_10
+                | op::UNMAP
+        ),
+    }
 }
 
 /// Whether a command must find exactly the data that it wants: lists have no part that could be obeyed.

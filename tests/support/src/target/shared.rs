@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,8 @@ use super::chap::Account;
 use super::disk::Disk;
 use super::faults::Faults;
 use super::keys::Settings;
-use super::link::Ended;
+use super::link::{Ended, Link};
+use super::login::Entered;
 use super::pdu::Pdu;
 use super::scsi::Sense;
 use super::tap::Wire;
@@ -153,20 +155,78 @@ impl Unit {
 pub(super) enum Order {
     /// A PDU as it is; numbered like an answer if told so.
     Send { pdu: Box<Pdu>, numbered: bool },
-    /// A NOP-In that wants an answer.
-    Ping,
-    /// Asynchronous message 1: log out within so many seconds.
-    LogoutRequest(u16),
+    /// A NOP-In that wants an answer, with LUN and data.
+    Ping([u8; 8], Vec<u8>),
+    /// An asynchronous message, and what it announces.
+    Async(Box<Pdu>),
     /// A NOP-In that only tells the window.
     Window,
+    /// Carry out what is held.
+    Release,
+    /// Another session ended the tasks of a LUN.
+    AbortLun([u8; 8]),
+    /// Another session ended all tasks.
+    AbortAll,
+    /// Another session reset the target.
+    Close,
+}
+
+/// Tag, LUN and data of a NOP-In that wants an answer.
+type Ping = (u32, [u8; 8], Vec<u8>);
+
+/// A write whose session is gone and that will land all the same.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    pub(super) unit: Arc<Unit>,
+    pub(super) cdb: [u8; 16],
+    pub(super) data: Vec<u8>,
+}
+
+/// A number that can be waited for.
+#[derive(Debug, Default)]
+pub(super) struct Counter {
+    value: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Counter {
+    pub(super) fn add(&self, count: u64) {
+        *lock(&self.value) += count;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn value(&self) -> u64 {
+        *lock(&self.value)
+    }
+
+    /// Blocks until it is `least` or more; false if it is not within 10 s.
+    pub(super) fn wait(&self, least: u64) -> bool {
+        let guard = lock(&self.value);
+        let wait = Duration::from_secs(10);
+        let waited = self
+            .changed
+            .wait_timeout_while(guard, wait, |value| *value < least);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 >= least
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     info: SessionInfo,
     orders: mpsc::Sender<Order>,
+    joins: mpsc::Sender<(Link, Entered)>,
+    /// CIDs of all connections that it had.
+    cids: Vec<u16>,
+    connections_max: u16,
     cancel: CancellationToken,
     ended: CancellationToken,
+}
+
+/// Why a connection may not join a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JoinRefused {
+    NoSession,
+    TooMany,
 }
 
 #[derive(Debug)]
@@ -181,6 +241,11 @@ pub(super) struct Shared {
     exports: Mutex<BTreeMap<String, Arc<Live>>>,
     sessions: Mutex<Vec<Entry>>,
     violations: Mutex<Vec<String>>,
+    orphans: Mutex<Vec<Orphan>>,
+    /// Pings that wait for an answer: tag, LUN, data.
+    pings: Mutex<Vec<Ping>>,
+    /// How many tasks were ever held.
+    pub(super) held: Counter,
     tsih: AtomicU16,
 }
 
@@ -197,6 +262,9 @@ impl Shared {
             exports: Mutex::new(BTreeMap::new()),
             sessions: Mutex::new(Vec::new()),
             violations: Mutex::new(Vec::new()),
+            orphans: Mutex::new(Vec::new()),
+            pings: Mutex::new(Vec::new()),
+            held: Counter::default(),
             tsih: AtomicU16::new(0),
         }
     }
@@ -254,9 +322,106 @@ impl Shared {
         }
     }
 
+    /// An order to each session but those of one initiator port.
+    pub(super) fn order_others(&self, order: &Order, nexus: &(String, [u8; 6])) {
+        for entry in &*lock(&self.sessions) {
+            if (entry.info.initiator.as_str(), entry.info.isid) != (nexus.0.as_str(), nexus.1) {
+                let _ = entry.orders.try_send(order.clone());
+            }
+        }
+    }
+
+    /// Whether a connection may join a session, by the names on its login.
+    pub(super) fn may_join(
+        &self,
+        initiator: &str,
+        isid: [u8; 6],
+        tsih: u16,
+        cid: u16,
+    ) -> Result<(), JoinRefused> {
+        let sessions = lock(&self.sessions);
+        let entry = sessions
+            .iter()
+            .find(|entry| {
+                entry.info.tsih == tsih
+                    && entry.info.isid == isid
+                    && entry.info.initiator == initiator
+            })
+            .ok_or(JoinRefused::NoSession)?;
+        let known = entry.cids.contains(&cid);
+        if !known && entry.cids.len() >= usize::from(entry.connections_max) {
+            return Err(JoinRefused::TooMany);
+        }
+        Ok(())
+    }
+
+    /// Hands a connection to the session that it joins.
+    pub(super) async fn join(&self, link: Link, entered: Entered) {
+        let joins = lock(&self.sessions)
+            .iter_mut()
+            .find(|entry| Some(entry.info.tsih) == entered.joins)
+            .map(|entry| {
+                if !entry.cids.contains(&entered.cid) {
+                    entry.cids.push(entered.cid);
+                }
+                entry.joins.clone()
+            });
+        if let Some(joins) = joins {
+            let _ = joins.send((link, entered)).await;
+        }
+    }
+
+    /// A connection left a session.
+    pub(super) fn part(&self, tsih: u16, cid: u16) {
+        for entry in &mut *lock(&self.sessions) {
+            if entry.info.tsih == tsih {
+                entry.cids.retain(|known| *known != cid);
+            }
+        }
+    }
+
+    pub(super) fn orphan(&self, orphan: Orphan) {
+        lock(&self.orphans).push(orphan);
+    }
+
+    /// Lets late writes land.
+    pub(super) fn land_orphans(&self) -> usize {
+        let orphans = std::mem::take(&mut *lock(&self.orphans));
+        let count = orphans.len();
+        for orphan in orphans {
+            orphan.land();
+        }
+        count
+    }
+
+    pub(super) fn pinged(&self, tag: u32, lun: [u8; 8], data: &[u8]) {
+        lock(&self.pings).push((tag, lun, data.to_vec()));
+    }
+
+    /// Whether a NOP-Out answers a ping of ours: RFC 7143 §11.18 wants tag and LUN back.
+    pub(super) fn answer_ping(&self, pdu: &Pdu) -> bool {
+        let mut pings = lock(&self.pings);
+        let found = pings.iter().position(|(tag, lun, data)| {
+            let echoed = pdu.data.is_empty() || pdu.data == *data;
+            *tag == pdu.ttt() && *lun == pdu.lun_bytes() && echoed
+        });
+        found.map(|index| pings.swap_remove(index)).is_some()
+    }
+
+    /// All portals as `SendTargets` tells them.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        vec![format!("{},1", self.portal)]
+    }
+
     /// Enters a session; it leaves when the place is dropped.
-    pub(super) fn enter(self: &Arc<Self>, info: SessionInfo) -> Place {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        info: SessionInfo,
+        cid: u16,
+        connections_max: u16,
+    ) -> Place {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let (joins_sender, joins) = mpsc::channel(ORDERS_MAX);
         let cancel = self.stop.child_token();
         let ended = CancellationToken::new();
         self.logins.fetch_add(1, Ordering::Relaxed);
@@ -264,6 +429,9 @@ impl Shared {
         lock(&self.sessions).push(Entry {
             info,
             orders: sender,
+            joins: joins_sender,
+            cids: vec![cid],
+            connections_max,
             cancel: cancel.clone(),
             ended: ended.clone(),
         });
@@ -271,6 +439,7 @@ impl Shared {
             shared: Arc::clone(self),
             tsih,
             orders,
+            joins,
             cancel,
             ended,
         }
@@ -331,6 +500,7 @@ pub(super) struct Place {
     shared: Arc<Shared>,
     tsih: u16,
     pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) joins: mpsc::Receiver<(Link, Entered)>,
     pub(super) cancel: CancellationToken,
     ended: CancellationToken,
 }
