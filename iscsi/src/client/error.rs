@@ -95,6 +95,9 @@ pub enum Error {
         /// Bytes asked for.
         asked: usize,
     },
+    /// The logical unit says that it does not have what was asked for.
+    #[error("the logical unit does not support {0}")]
+    Unsupported(&'static str),
     /// We were misused: a range outside of the disk, or a length that is not whole blocks.
     #[error("{0}")]
     Misuse(&'static str),

@@ -18,16 +18,22 @@
 mod disk;
 mod error;
 mod execute;
+mod inventory;
 mod owner;
 mod patience;
 mod probe;
+mod reservations;
 mod session;
+mod unit;
 
 pub use crate::io::discover;
 pub use disk::Disk;
 pub use error::Error;
 pub use execute::Execute;
+pub use inventory::{report_luns, target_port_groups};
 pub use owner::Commands;
 pub use patience::Patience;
-pub use probe::{LunInfo, probe};
+pub use probe::{LunInfo, WriteSameLimits, probe};
+pub use reservations::Reservations;
 pub use session::Session;
+pub use unit::Compared;

@@ -2,8 +2,6 @@
 //!
 //! A command that was in flight when its session was lost may have been done, in part or whole. Sent again it must
 //! have the same effect as if it had been done once.
-//!
-//! Source: SPC-4, SBC-4: operation codes.
 
 use std::collections::VecDeque;
 
@@ -16,28 +14,7 @@ use crate::scsi::{Cdb, LunAddress};
 /// COMPARE AND WRITE is not among them (the second time it would miscompare with what it wrote), nor are reservations
 /// (a key that was registered once is not registered again), nor what we do not know.
 pub(super) fn is_repeatable(cdb: &Cdb) -> bool {
-    matches!(
-        cdb.operation_code(),
-        TEST_UNIT_READY
-            | REQUEST_SENSE
-            | INQUIRY
-            | MODE_SENSE_6
-            | READ_CAPACITY_10
-            | READ_10
-            | WRITE_10
-            | SYNCHRONIZE_CACHE_10
-            | WRITE_SAME_10
-            | UNMAP
-            | MODE_SENSE_10
-            | PERSISTENT_RESERVE_IN
-            | READ_16
-            | WRITE_16
-            | SYNCHRONIZE_CACHE_16
-            | WRITE_SAME_16
-            | SERVICE_ACTION_IN_16
-            | REPORT_LUNS
-            | MAINTENANCE_IN
-    )
+    cdb.is_idempotent()
 }
 
 /// Whether the command could change the medium when it is done late.
@@ -64,28 +41,6 @@ pub(super) fn release<S: Stream>(
         }
     }
 }
-
-const TEST_UNIT_READY: u8 = 0x00;
-const REQUEST_SENSE: u8 = 0x03;
-const INQUIRY: u8 = 0x12;
-const MODE_SENSE_6: u8 = 0x1A;
-const READ_CAPACITY_10: u8 = 0x25;
-const READ_10: u8 = 0x28;
-const WRITE_10: u8 = 0x2A;
-const SYNCHRONIZE_CACHE_10: u8 = 0x35;
-const WRITE_SAME_10: u8 = 0x41;
-const UNMAP: u8 = 0x42;
-const MODE_SENSE_10: u8 = 0x5A;
-const PERSISTENT_RESERVE_IN: u8 = 0x5E;
-const READ_16: u8 = 0x88;
-const WRITE_16: u8 = 0x8A;
-const SYNCHRONIZE_CACHE_16: u8 = 0x91;
-const WRITE_SAME_16: u8 = 0x93;
-/// READ CAPACITY(16) and GET LBA STATUS.
-const SERVICE_ACTION_IN_16: u8 = 0x9E;
-const REPORT_LUNS: u8 = 0xA0;
-/// REPORT TARGET PORT GROUPS and other reports.
-const MAINTENANCE_IN: u8 = 0xA3;
 
 #[cfg(test)]
 mod tests {
