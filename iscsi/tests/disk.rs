@@ -4,6 +4,7 @@ use bytes::Bytes;
 use iscsi::client::{Disk, Error, Session};
 use iscsi::proto::{Isid, SessionParams};
 use iscsi::scsi::{Blocks, Lba};
+use support::target::{Disk as Medium, Target};
 use support::tgt::Tgtd;
 
 const IQN: &str = "iqn.2026-11.test:client";
@@ -116,4 +117,34 @@ async fn a_lost_session_is_told_to_all_with_its_cause() {
         );
     }
     assert!(disk.close().await.is_err());
+}
+
+// E8: whoever holds a disk does not notice
+#[tokio::test]
+async fn a_disk_outlives_its_sessions() {
+    let target = Target::builder()
+        .iqn(IQN)
+        .time_to_wait(0)
+        .lun(1, Medium::memory(4 << 20))
+        .start_blocking();
+    let disk = Disk::builder(
+        "iqn.2026-11.org.cinder-nbd:test".parse().unwrap(),
+        target.portal().parse().unwrap(),
+        IQN.parse().unwrap(),
+        1,
+    )
+    .open()
+    .await
+    .unwrap();
+    for round in 0..20u8 {
+        let data = Bytes::from(vec![round; 64 << 10]);
+        let lba = Lba(u64::from(round) * 128);
+        target.drop_connections();
+        disk.write(lba, data.clone(), false).await.unwrap();
+        assert!(disk.read(lba, Blocks(128)).await.unwrap() == data);
+    }
+    assert!(target.logins() > 10);
+    assert_eq!(target.violations(), Vec::<String>::new());
+    disk.close().await.unwrap();
+    target.wait_sessions(0);
 }
