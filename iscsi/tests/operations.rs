@@ -8,6 +8,7 @@ use std::process::Command;
 use bytes::Bytes;
 use iscsi::client::{Disk, Error, Session, report_luns};
 use iscsi::proto::{Isid, SessionParams};
+use iscsi::scsi::lba_status::ProvisioningStatus;
 use iscsi::scsi::lun::SelectReport;
 use iscsi::scsi::reservation::{ReservationKey, ReservationType};
 use iscsi::scsi::{Blocks, Extent, Lba, Status};
@@ -100,7 +101,7 @@ async fn both_block_lengths_read_and_write_at_low_and_high_luns() {
         assert_eq!(disk.blocks() * u64::from(block_bytes), LUN_BYTES);
         // More than one command may move, up to the last block.
         let last = disk.blocks() - 1;
-        let blocks = u32::try_from((3 << 20) / block_bytes).expect("few") + 1;
+        let blocks = (3 << 20) / block_bytes + 1;
         let begin = Lba(last + 1 - u64::from(blocks));
         let data = filled(&disk, blocks, 7);
         disk.write(begin, data.clone(), true).await.unwrap();
@@ -159,15 +160,27 @@ async fn a_unit_that_cannot_compare_and_write_is_left_as_it_was() {
 async fn what_tgt_does_not_know_is_none_and_no_failure() {
     let tgtd = target();
     let disk = open(&tgtd, "a", HIGH_LUN).await;
-    // Twice: the second answer is the remembered one.
-    for _ in 0..2 {
-        assert_eq!(disk.lba_status(Lba(0)).await.unwrap(), None);
-    }
     assert_eq!(disk.target_port_groups().await.unwrap(), None);
     let status = disk.reservations().full_status().await;
     assert!(matches!(status, Err(Error::Refused { .. })), "{status:?}");
     disk.read(Lba(0), Blocks(1)).await.unwrap();
     disk.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_written_block_is_mapped() {
+    let tgtd = target();
+    for lun in [1, HIGH_LUN] {
+        let disk = open(&tgtd, "a", lun).await;
+        disk.write(Lba(64), filled(&disk, 8, 3), true)
+            .await
+            .unwrap();
+        let statuses = disk.lba_status(Lba(64)).await.unwrap();
+        let statuses = statuses.expect("tgt knows GET LBA STATUS");
+        assert_eq!(statuses[0].extent.lba, Lba(64), "{statuses:?}");
+        assert_eq!(statuses[0].provisioning, ProvisioningStatus::MAPPED);
+        disk.close().await.unwrap();
+    }
 }
 
 #[tokio::test]
