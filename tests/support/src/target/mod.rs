@@ -572,6 +572,13 @@ impl Builder {
         self
     }
 
+    /// `DefaultTime2Wait`, in seconds; 2 unless told otherwise.
+    #[must_use]
+    pub fn time_to_wait(mut self, seconds: u32) -> Self {
+        self.settings.time_to_wait = seconds;
+        self
+    }
+
     /// Whether good status rides in the last Data-In, or comes in a PDU of its own.
     #[must_use]
     pub fn status_in_data(mut self, on: bool) -> Self {
