@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use iscsi::io::{Command, Completion, Data, Driver, discover};
+use iscsi::proto::chap::Unproved;
 use iscsi::proto::{
-    ChapCredentials, DiscoveryError, Isid, LoginError, Retry, Secret, SessionError, SessionParams,
+    ChapAlgorithm, ChapCredentials, DigestPolicy, DiscoveryError, Isid, LoginError, Retry, Secret,
+    SessionError, SessionParams,
 };
 use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress, SenseKey, Status};
 use iscsi::wire::login::LoginStatus;
@@ -158,6 +160,129 @@ async fn wrong_secret_wrong_name_and_no_chap_are_refused_in_plain_words() {
         );
     }
     tgtd.wait_sessions(0);
+}
+
+/// Gives the target an account to prove itself with.
+fn add_outgoing(tgtd: &Tgtd, user: &str, secret: &str) {
+    let account = ["--lld", "iscsi", "--mode", "account", "--op"];
+    let new = ["new", "--user", user, "--password", secret];
+    let bind = ["bind", "--tid", "1", "--user", user, "--outgoing"];
+    tgtd.tgtadm(&[&account[..], &new].concat());
+    tgtd.tgtadm(&[&account[..], &bind].concat());
+}
+
+// C10, C12
+#[tokio::test]
+async fn login_with_mutual_chap() {
+    let tgtd = target_with_disk();
+    tgtd.add_chap("user", "a-secret-of-16-b");
+    add_outgoing(&tgtd, "target", "b-secret-of-16-b");
+    let mut params = params(&tgtd, IQN);
+    params.chap = Some(chap("user", "a-secret-of-16-b"));
+    params.mutual_chap = Some(chap("target", "b-secret-of-16-b"));
+    connect(&params).await.logout().await.unwrap();
+
+    for (name, secret, expected) in [
+        ("target", "c-secret-of-16-b", Unproved::Response),
+        (
+            "other",
+            "b-secret-of-16-b",
+            Unproved::Name("target".to_owned()),
+        ),
+    ] {
+        params.mutual_chap = Some(chap(name, secret));
+        let error = Driver::connect(&params).await.unwrap_err();
+        assert_eq!(error.retry(), Retry::Never);
+        let LoginError::TargetUnproved(unproved) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(unproved, expected);
+    }
+    tgtd.wait_sessions(0);
+}
+
+// C12: a target without an account to prove itself with
+#[tokio::test]
+async fn target_that_cannot_prove_itself_is_not_trusted() {
+    let tgtd = target_with_disk();
+    tgtd.add_chap("user", "a-secret-of-16-b");
+    let mut params = params(&tgtd, IQN);
+    params.chap = Some(chap("user", "a-secret-of-16-b"));
+    params.mutual_chap = Some(chap("target", "b-secret-of-16-b"));
+    let error = Driver::connect(&params).await.unwrap_err();
+    // It says so itself, before it would have to.
+    assert!(
+        matches!(&error, LoginError::Refused { status } if *status == LoginStatus::AUTHENTICATION_FAILURE),
+        "{error}"
+    );
+    tgtd.wait_sessions(0);
+}
+
+// L24: tgt without accounts does not authenticate at all
+#[tokio::test]
+async fn strict_login_to_a_target_without_accounts_fails() {
+    let tgtd = target_with_disk();
+    let mut params = params(&tgtd, IQN);
+    params.chap = Some(chap("user", "a-secret-of-16-b"));
+    params.require_authentication = true;
+    let error = Driver::connect(&params).await.unwrap_err();
+    assert!(
+        matches!(&error, LoginError::Refused { status } if *status == LoginStatus::AUTHENTICATION_FAILURE),
+        "{error}"
+    );
+    tgtd.wait_sessions(0);
+}
+
+// C1: tgt 1.0.85 has MD5 at 5 and SHA1, by an old draft, at 7; it refuses what it does not know with
+// status 0200
+#[tokio::test]
+async fn list_of_algorithms_ends_with_one_that_tgt_knows() {
+    let tgtd = target_with_disk();
+    tgtd.add_chap("user", "a-secret-of-16-b");
+    let mut params = params(&tgtd, IQN);
+    params.chap = Some(chap("user", "a-secret-of-16-b"));
+    for algorithm in ChapAlgorithm::ALL {
+        params.chap_algorithms = vec![algorithm];
+        match (algorithm, Driver::connect(&params).await) {
+            (ChapAlgorithm::Md5, Ok(driver)) => driver.logout().await.unwrap(),
+            (_, Err(LoginError::Refused { status })) => assert_eq!(status.class, 2, "{algorithm}"),
+            (_, login) => panic!("{algorithm}: {login:?}"),
+        }
+    }
+    for list in [
+        ChapAlgorithm::ALL.to_vec(),
+        vec![ChapAlgorithm::Md5, ChapAlgorithm::Sha1],
+    ] {
+        params.chap_algorithms = list;
+        let driver = Driver::connect(&params).await.expect("MD5 is in the list");
+        driver.logout().await.unwrap();
+    }
+}
+
+// L15: what is agreed; its use in full feature phase has tests of its own
+#[tokio::test]
+async fn digests_are_agreed_or_refused() {
+    let tgtd = target_with_disk();
+    let mut params = params(&tgtd, IQN);
+    params.offers.header_digest = DigestPolicy::Require;
+    let error = Driver::connect(&params).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            LoginError::DigestRefused {
+                key: "HeaderDigest"
+            }
+        ),
+        "{error}"
+    );
+    set(&tgtd, "HeaderDigest", "CRC32C");
+    set(&tgtd, "DataDigest", "CRC32C");
+    for policy in [DigestPolicy::Require, DigestPolicy::Prefer] {
+        params.offers.header_digest = policy;
+        params.offers.data_digest = policy;
+        let driver = Driver::connect(&params).await.expect("both take CRC32C");
+        assert!(driver.agreed().header_digest && driver.agreed().data_digest);
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
 use serde::Deserialize;
 
@@ -21,6 +22,8 @@ const KEYS: &[&str] = &[
     "ip",
     "lanes",
     "replacement_timeout",
+    "header_digest",
+    "data_digest",
     "default_size",
     "default_fstype",
     "cloud",
@@ -75,6 +78,8 @@ struct RawFile {
     ip: Option<String>,
     lanes: Option<usize>,
     replacement_timeout: Option<toml::Value>,
+    header_digest: Option<String>,
+    data_digest: Option<String>,
     default_size: Option<u64>,
     default_fstype: Option<String>,
     cloud: Option<toml::Table>,
@@ -109,6 +114,8 @@ impl RawFile {
                 .as_ref()
                 .and_then(replacement_timeout)
                 .unwrap_or_else(|| RecoveryPolicy::default().replacement_timeout),
+            header_digest: digest(self.header_digest.as_ref()).unwrap_or_default(),
+            data_digest: digest(self.data_digest.as_ref()).unwrap_or_default(),
             default_size: self.default_size.unwrap_or(1),
             default_fstype: self.default_fstype.unwrap_or_else(|| "ext4".to_owned()),
             cloud: None,
@@ -126,13 +133,11 @@ impl RawFile {
             |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
         let is_host =
             |host: &String| (1..=255).contains(&host.len()) && !host.contains(char::is_whitespace);
-        let is_name = |name: &String| {
-            ["iqn.", "eui.", "naa."]
-                .iter()
-                .any(|kind| name.starts_with(kind))
-        };
         let absolute = "must be an absolute path, beginning with /";
-        let rules: [(&str, bool, &str); 11] = [
+        let is_no_policy =
+            |policy: &Option<String>| policy.is_some() && digest(policy.as_ref()).is_none();
+        let policy = "must be none, prefer or require";
+        let rules: [(&str, bool, &str); 13] = [
             ("runtime_dir", is_relative(&self.runtime_dir), absolute),
             ("state_dir", is_relative(&self.state_dir), absolute),
             ("mount_dir", is_relative(&self.mount_dir), absolute),
@@ -148,6 +153,8 @@ impl RawFile {
                     .is_some_and(|lanes| !(1..=LANES_MAX).contains(&lanes)),
                 "must be 1 to 64",
             ),
+            ("header_digest", is_no_policy(&self.header_digest), policy),
+            ("data_digest", is_no_policy(&self.data_digest), policy),
             (
                 "replacement_timeout",
                 self.replacement_timeout
@@ -177,7 +184,7 @@ impl RawFile {
                 "initiator_name",
                 self.initiator_name
                     .as_ref()
-                    .is_some_and(|name| !is_name(name)),
+                    .is_some_and(|name| !is_iscsi_name(name)),
                 "must be an iSCSI name: iqn.YYYY-MM.reversed.domain:name, eui. or naa.",
             ),
         ];
@@ -203,6 +210,15 @@ fn replacement_timeout(value: &toml::Value) -> Option<ReplacementTimeout> {
         | toml::Value::Array(_)
         | toml::Value::Table(_) => None,
     }
+}
+
+fn is_iscsi_name(name: &str) -> bool {
+    let mut kinds = ["iqn.", "eui.", "naa."].iter();
+    kinds.any(|kind| name.starts_with(kind))
+}
+
+fn digest(policy: Option<&String>) -> Option<DigestPolicy> {
+    policy?.parse().ok()
 }
 
 fn host_name() -> String {
@@ -310,6 +326,7 @@ mod tests {
         for key in KEYS {
             let text = match *key {
                 "lanes" | "default_size" | "replacement_timeout" => format!("{key} = 1"),
+                "header_digest" | "data_digest" => format!("{key} = 'prefer'"),
                 "cloud" => "[cloud]".to_owned(),
                 "ip" => "ip = '10.0.0.1'".to_owned(),
                 "initiator_name" => "initiator_name = 'iqn.2026-11.org.x:y'".to_owned(),
@@ -348,6 +365,7 @@ mod tests {
             ("lanes = 0", "lanes"),
             ("lanes = 65", "lanes"),
             ("default_size = 0", "default_size"),
+            ("data_digest = 'CRC32C'", "data_digest"),
             ("replacement_timeout = -1", "replacement_timeout"),
             ("replacement_timeout = 'soon'", "replacement_timeout"),
             ("state_dir = 'relative'", "state_dir"),

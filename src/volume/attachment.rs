@@ -318,6 +318,8 @@ async fn make_device(cx: &Context, entry: Entry, address: Address) -> Result<Att
                 lane_isid(entry.id, lane),
             );
             let mut spec = LunSpec::new(session, lun);
+            spec.session.offers.header_digest = cx.settings.header_digest;
+            spec.session.offers.data_digest = cx.settings.data_digest;
             spec.recovery.replacement_timeout = cx.settings.replacement_timeout;
             spec.read_only = read_only;
             spec.more_paths.clone_from(&more_paths);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
+use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::ReplacementTimeout;
 
 use super::error::Cause;
@@ -178,6 +179,8 @@ impl World {
             ip: None,
             lanes: 2,
             replacement_timeout: ReplacementTimeout::Never,
+            header_digest: DigestPolicy::None,
+            data_digest: DigestPolicy::None,
             default_size: 1,
             default_fstype: Fstype::Ext4,
         }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::connect::{self, Connected};
+use super::connect::{self, Aim, Connected};
 use super::network::{Network, Stream, Tcp};
 use super::receiver::{Receiver, Step};
 use super::slots::Slots;
@@ -48,6 +48,7 @@ pub struct Driver<S = TcpStream> {
     timer: Option<Pin<Box<Sleep>>>,
     end: Option<SessionError>,
     portal: Portal,
+    permanent_portal: Option<Portal>,
 }
 
 impl Driver {
@@ -82,7 +83,8 @@ impl<S: Stream> Driver<S> {
             stream,
             established,
             portal,
-        } = connect::connect(network, params).await?;
+            permanent_portal,
+        } = connect::connect(network, params, Aim::Leading).await?;
         let settings = session::Settings {
             tasks: session::TASKS_MAX,
             noop_interval: params.noop_interval,
@@ -104,6 +106,7 @@ impl<S: Stream> Driver<S> {
             timer,
             end: None,
             portal,
+            permanent_portal,
         })
     }
 
@@ -210,6 +213,11 @@ impl<S: Stream> Driver<S> {
     /// What the login agreed on.
     pub fn agreed(&self) -> &Agreed {
         self.session.agreed()
+    }
+
+    /// Where the target has moved for good, as it said at the login: later logins go there at once.
+    pub fn permanent_portal(&self) -> Option<&Portal> {
+        self.permanent_portal.as_ref()
     }
 
     /// The portal at which the login ended: the asked one, or where the target sent us.

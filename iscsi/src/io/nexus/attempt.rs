@@ -117,7 +117,7 @@ impl<N: Network> Work<N> {
         match proved {
             Ok(proof) => Ok(Opened {
                 key: self.key(&driver),
-                moved_to: None,
+                moved_to: driver.permanent_portal().cloned(),
                 driver,
                 identity: proof.identity,
                 preference: proof.preference,

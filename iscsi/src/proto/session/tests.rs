@@ -1,7 +1,8 @@
 //! Sessions by script, in invented time: the test is the target.
 
 use super::*;
-use crate::proto::negotiation::Negotiation;
+use crate::proto::Offers;
+use crate::proto::negotiation::{Negotiation, Role};
 use crate::scsi::SenseKey;
 use crate::wire::async_message::{AsyncEvent, AsyncMessage};
 use crate::wire::data_in::{DataIn, DataInStatus};
@@ -37,7 +38,9 @@ fn agreed() -> Agreed {
         max_burst_bytes: 16_384,
         first_burst_bytes: 12_288,
         max_outstanding_r2t: 2,
-        ..Negotiation::new(false).finish().unwrap()
+        ..Negotiation::new(Role::Leading, &Offers::default())
+            .finish()
+            .unwrap()
     }
 }
 
@@ -56,6 +59,9 @@ impl Script {
         let established = Established {
             agreed,
             tsih: 1,
+            cid: 0,
+            is_target_proved: false,
+            warnings: Vec::new(),
             cmd_sn: CmdSn(cmd_sn),
             exp_stat_sn: StatSn(100),
             numbers,
