@@ -97,7 +97,8 @@ async fn a_lun_that_is_not_there_leaves_no_session() {
 #[tokio::test]
 async fn a_lost_session_is_told_to_all_with_its_cause() {
     let tgtd = tgtd();
-    let disk = Disk::open(&params(&tgtd), 1).await.unwrap();
+    let session = Session::connect(&params(&tgtd)).await.unwrap();
+    let disk = session.disk(1).await.unwrap();
     tgtd.freeze();
     let (first, second, ()) = tokio::join!(
         disk.read(Lba(0), Blocks(8)),
@@ -116,7 +117,8 @@ async fn a_lost_session_is_told_to_all_with_its_cause() {
             "{lost:?}"
         );
     }
-    assert!(disk.close().await.is_err());
+    disk.close().await.unwrap();
+    assert!(session.logout().await.is_err());
 }
 
 // E8: whoever holds a disk does not notice

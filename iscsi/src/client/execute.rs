@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -224,6 +223,7 @@ const ANSWER_BYTES_FIRST: u32 = 1024;
 #[cfg(test)]
 pub(super) mod tests {
     use std::collections::VecDeque;
+    use std::time::Duration;
 
     use bytes::Bytes;
 

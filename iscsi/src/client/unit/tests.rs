@@ -1,7 +1,5 @@
 //! A unit that answers from a script.
 
-use std::time::Duration;
-
 use super::super::execute::tests::Script;
 use super::*;
 use crate::scsi::inquiry::{AsymmetricAccess, DeviceType, Inquiry, PeripheralQualifier};
