@@ -10,6 +10,7 @@ use super::faults::Strike;
 use super::held::{Job, Late};
 use super::link::Ended;
 use super::pdu::{Pdu, lun_number};
+use super::portals;
 use super::scsi::{self, Answer, Plan};
 use super::session::Session;
 use super::shared::Live;
@@ -57,6 +58,12 @@ impl Session {
             }
             Some(Strike::CheckCondition(sense)) => {
                 self.answer(at, pdu, &Answer::check(sense));
+                return Ok(());
+            }
+            Some(Strike::Deferred(sense)) => {
+                let mut answer = Answer::check(sense);
+                answer.deferred = true;
+                self.answer(at, pdu, &answer);
                 return Ok(());
             }
             Some(Strike::Status(status)) => {
@@ -143,7 +150,7 @@ impl Session {
         let pending = if state.login {
             Some(scsi::POWER_ON)
         } else {
-            unit.event(state.seen)
+            unit.event(&mut state.seen, &self.nexus)
         };
         if let Some(sense) = pending {
             let told = scsi::reports_attention(cdb[0]);
@@ -158,9 +165,20 @@ impl Session {
                 return Plan::Done(Answer::check(sense));
             }
         }
-        if cdb[0] == scsi::op::REPORT_LUNS {
-            return scsi::plan_absent(cdb, &export.numbers());
+        if let Some(sense) = self.shared.groups[self.group].refuses(cdb) {
+            return Plan::Done(Answer::check(sense));
         }
-        scsi::plan(&unit.disk, cdb, pending)
+        if unit.conflicts(&self.nexus, cdb) {
+            return Plan::Done(Answer::status(scsi::RESERVATION_CONFLICT));
+        }
+        match cdb[0] {
+            scsi::op::REPORT_LUNS => scsi::plan_absent(cdb, &export.numbers()),
+            scsi::op::PERSISTENT_RESERVE_IN => Plan::Done(unit.reservations().read(cdb)),
+            scsi::op::MAINTENANCE_IN if cdb[1] & 0x1f == scsi::op::REPORT_TARGET_PORT_GROUPS => {
+                let report = portals::report(&self.shared.groups, cdb);
+                Plan::Done(Answer::good(report))
+            }
+            _ => scsi::plan(&unit.disk, cdb, pending, self.shared.port(self.group)),
+        }
     }
 }

@@ -50,6 +50,17 @@ pub enum Fault {
         /// Its qualifier.
         ascq: u8,
     },
+    /// CHECK CONDITION with a deferred error: it is about an earlier command, and this one is not carried out.
+    DeferredError {
+        /// Which command.
+        nth: u64,
+        /// Sense key.
+        key: u8,
+        /// Additional sense code.
+        asc: u8,
+        /// Its qualifier.
+        ascq: u8,
+    },
     /// A SCSI status without sense: 08h BUSY, 28h TASK SET FULL, 18h RESERVATION CONFLICT.
     Status {
         /// Which command.
@@ -133,6 +144,7 @@ pub(super) struct Faults {
 pub(super) enum Strike {
     Drop { executed: bool },
     CheckCondition(Sense),
+    Deferred(Sense),
     Delay(Duration),
     Hold,
     Status(u8),
@@ -146,6 +158,7 @@ impl Faults {
         let countdown = match fault {
             Fault::DropAtCommand { nth, .. }
             | Fault::CheckCondition { nth, .. }
+            | Fault::DeferredError { nth, .. }
             | Fault::Status { nth, .. }
             | Fault::RejectCommand { nth, .. }
             | Fault::ShortRead { nth, .. }
@@ -309,6 +322,9 @@ fn strike(fault: &Fault) -> Option<Strike> {
         Fault::DropAtCommand { executed, .. } => Some(Strike::Drop { executed }),
         Fault::CheckCondition { key, asc, ascq, .. } => {
             Some(Strike::CheckCondition(Sense(key, asc, ascq)))
+        }
+        Fault::DeferredError { key, asc, ascq, .. } => {
+            Some(Strike::Deferred(Sense(key, asc, ascq)))
         }
         Fault::Status { status, .. } => Some(Strike::Status(status)),
         Fault::RejectCommand { reason, .. } => Some(Strike::Reject(reason)),

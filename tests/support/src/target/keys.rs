@@ -32,6 +32,7 @@ pub(super) struct Settings {
     /// CHAP values go out in base64, not in hexadecimal.
     pub(super) chap_base64: bool,
     pub(super) connections: u16,
+    pub(super) descriptor_sense: bool,
     /// The most text in one answer of a login, and of a text request.
     pub(super) login_text_bytes: Option<usize>,
     pub(super) text_bytes: Option<usize>,
@@ -56,6 +57,7 @@ impl Default for Settings {
             chap_algorithms: vec![5],
             chap_base64: false,
             connections: 1,
+            descriptor_sense: false,
             login_text_bytes: None,
             text_bytes: None,
         }

@@ -27,6 +27,7 @@ pub(super) struct Entered {
     pub(super) stat_sn: u32,
     pub(super) tsih: u16,
     pub(super) cid: u16,
+    pub(super) group: usize,
     /// The session that this connection joins.
     pub(super) joins: Option<u16>,
     /// The last answer, to be numbered and sent by the session.
@@ -34,9 +35,14 @@ pub(super) struct Entered {
 }
 
 /// Serves a connection's login phase to its end.
-pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, Ended> {
+pub(super) async fn login(
+    link: &mut Link,
+    group: usize,
+    shared: &Shared,
+) -> Result<Entered, Ended> {
     let mut login = Login {
         shared,
+        group,
         link,
         negotiation: Negotiation::default(),
         initiator: None,
@@ -66,6 +72,8 @@ pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, E
 
 struct Login<'a> {
     shared: &'a Shared,
+    /// The portal group, as an index.
+    group: usize,
     link: &'a mut Link,
     negotiation: Negotiation,
     initiator: Option<String>,
@@ -161,7 +169,8 @@ impl Login<'_> {
         let mut answer = Vec::new();
         if !self.declared && self.export.is_some() {
             // RFC 7143 §13.9: in the first answer of the login.
-            put(&mut answer, "TargetPortalGroupTag", "1");
+            let tag = self.shared.groups[self.group].tag;
+            put(&mut answer, "TargetPortalGroupTag", &tag.to_string());
             self.declared = true;
         }
         let ready = if stage == SECURITY {
@@ -288,7 +297,9 @@ impl Login<'_> {
         };
         let initiator = self.initiator.as_deref().unwrap_or_default();
         let cid = u16::from_be_bytes([self.leading[12], self.leading[13]]);
-        let joined = self.shared.may_join(initiator, self.isid(), tsih, cid);
+        let joined = self
+            .shared
+            .may_join((initiator, self.isid()), self.group, tsih, cid);
         joined.map_err(|refused| match refused {
             JoinRefused::NoSession => {
                 Refusal(2, 10, format!("login to TSIH {tsih}, which is none"))
@@ -461,7 +472,14 @@ impl Login<'_> {
         let (isid, joins) = (self.isid(), self.joins());
         if let Some(export) = self.export.as_ref().filter(|_| joins.is_none()) {
             // RFC 7143 §6.3.5: the same name and ISID with TSIH 0 ends the old session first.
-            self.shared.reinstate(&initiator, isid, export.iqn()).await;
+            self.shared
+                .reinstate(
+                    &initiator,
+                    isid,
+                    export.iqn(),
+                    self.shared.groups[self.group].tag,
+                )
+                .await;
         }
         let tsih = joins.unwrap_or_else(|| self.shared.next_tsih());
         let mut answer = Pdu::new(response(pdu, flags, (0, 0)), text.to_vec());
@@ -475,6 +493,7 @@ impl Login<'_> {
             stat_sn: self.stat_sn,
             tsih,
             cid: pdu.cid(),
+            group: self.group,
             joins,
             answer,
         }

@@ -312,7 +312,7 @@ impl Peer {
         let plan = if cdb[0] == scsi::op::REPORT_LUNS {
             scsi::plan_absent(&cdb, &pdu.lun().map_or(Vec::new(), |lun| vec![lun]))
         } else {
-            scsi::plan(disk, &cdb, None)
+            scsi::plan(disk, &cdb, None, None)
         };
         let answer = match plan {
             Plan::Done(answer) => answer,

@@ -21,16 +21,18 @@ use super::held::Held;
 use super::link::{Ended, Link};
 use super::login::{Entered, login};
 use super::pdu::{Bhs, NO_TAG, Pdu, later, op, set_word};
+use super::reserve::Nexus;
 use super::rules;
 use super::shared::{Live, Place, SessionInfo, Shared};
 use super::transfer::Transfers;
 
 /// Serves a connection from its first byte to its last, or until its session takes it.
-pub(super) async fn serve(stream: tokio::net::TcpStream, number: u64, shared: Arc<Shared>) {
+pub(super) async fn serve(stream: tokio::net::TcpStream, group: usize, shared: Arc<Shared>) {
+    let number = shared.count_connection();
     let mut link = Link::new(stream, number, Arc::clone(&shared.wire));
     let entered = tokio::select! {
         () = shared.stop.cancelled() => return,
-        entered = login(&mut link, &shared) => entered,
+        entered = login(&mut link, group, &shared) => entered,
     };
     let (ended, mut links) = match entered {
         // Why a login failed is noted there.
@@ -45,6 +47,7 @@ pub(super) async fn serve(stream: tokio::net::TcpStream, number: u64, shared: Ar
                     .map(|export| export.iqn().to_owned()),
                 isid: entered.isid,
                 tsih: entered.tsih,
+                portal_group: shared.groups[group].tag,
             };
             let place = shared.enter(info, entered.cid, entered.agreed.connections_max);
             Session::new(link, Arc::clone(&shared), &entered)
@@ -67,11 +70,13 @@ pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) export: Option<Arc<Live>>,
     /// The initiator's name and ISID: one end of the nexus.
-    pub(super) nexus: (String, [u8; 6]),
+    pub(super) nexus: Nexus,
     pub(super) transfers: Transfers,
     pub(super) held: Held,
     /// How many unit attentions of a LUN were reported; the first may be that of the login.
     pub(super) attention: BTreeMap<u16, Attention>,
+    /// The portal group that it came by, as an index.
+    pub(super) group: usize,
     tsih: u16,
     /// Slots: a connection keeps its index, by which its tasks know it.
     connections: Vec<Option<Connection>>,
@@ -99,6 +104,7 @@ impl Session {
             transfers: Transfers::default(),
             held: Held::default(),
             attention,
+            group: entered.group,
             tsih: entered.tsih,
             connections: Vec::new(),
             early: BTreeMap::new(),

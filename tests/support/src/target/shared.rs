@@ -6,7 +6,7 @@
 //! 2. A session that is replaced has ended before its successor's login is answered.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,9 @@ use super::keys::Settings;
 use super::link::{Ended, Link};
 use super::login::Entered;
 use super::pdu::Pdu;
-use super::scsi::Sense;
+use super::portals::Group;
+use super::reserve::{Nexus, Reservations};
+use super::scsi::{Answer, Sense};
 use super::tap::Wire;
 
 /// A target to be exported: a name, who may log in, and its disks.
@@ -81,6 +83,8 @@ pub struct SessionInfo {
     pub isid: [u8; 6],
     /// The target's part.
     pub tsih: u16,
+    /// The tag of the portal group that it came by.
+    pub portal_group: u16,
 }
 
 /// An export in use.
@@ -125,8 +129,11 @@ impl Live {
 #[derive(Debug)]
 pub(super) struct Unit {
     pub(super) disk: Disk,
-    /// Unit attentions in order; a session remembers how far it has seen.
-    events: Mutex<Vec<Sense>>,
+    /// Unit attentions in order, for all or for one; a session remembers how far it has seen.
+    events: Mutex<Vec<(Option<Nexus>, Sense)>>,
+    /// Whether the reservations must be looked at.
+    reserved: AtomicBool,
+    reservations: Mutex<Reservations>,
 }
 
 impl Unit {
@@ -134,15 +141,50 @@ impl Unit {
         Self {
             disk,
             events: Mutex::new(Vec::new()),
+            reserved: AtomicBool::new(false),
+            reservations: Mutex::default(),
         }
     }
 
     pub(super) fn announce(&self, sense: Sense) {
-        lock(&self.events).push(sense);
+        lock(&self.events).push((None, sense));
     }
 
-    pub(super) fn event(&self, index: usize) -> Option<Sense> {
-        lock(&self.events).get(index).copied()
+    /// The next unit attention for a nexus; what is not for it is passed over.
+    pub(super) fn event(&self, seen: &mut usize, nexus: &Nexus) -> Option<Sense> {
+        let events = lock(&self.events);
+        while let Some((whom, sense)) = events.get(*seen) {
+            if whom.as_ref().is_none_or(|whom| whom == nexus) {
+                return Some(*sense);
+            }
+            *seen += 1;
+        }
+        None
+    }
+
+    pub(super) fn conflicts(&self, nexus: &Nexus, cdb: &[u8; 16]) -> bool {
+        self.reserved.load(Ordering::Relaxed) && self.reservations().conflicts(nexus, cdb)
+    }
+
+    pub(super) fn reservations(&self) -> MutexGuard<'_, Reservations> {
+        lock(&self.reservations)
+    }
+
+    /// PERSISTENT RESERVE OUT.
+    pub(super) fn reserve(&self, nexus: &Nexus, cdb: &[u8; 16], data: &[u8]) -> Answer {
+        let mut reservations = self.reservations();
+        let (answer, told) = reservations.write(nexus, cdb, data);
+        self.reserved
+            .store(reservations.is_held(), Ordering::Relaxed);
+        let told = told.into_iter().map(|(nexus, sense)| (Some(nexus), sense));
+        lock(&self.events).extend(told);
+        answer
+    }
+
+    /// As after a power cycle.
+    pub(super) fn forget_reservations(&self) {
+        *self.reservations() = Reservations::default();
+        self.reserved.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn events(&self) -> usize {
@@ -234,7 +276,8 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) faults: Faults,
     pub(super) wire: Arc<Wire>,
-    pub(super) portal: String,
+    pub(super) groups: Vec<Group>,
+    connections: AtomicU64,
     pub(super) logins: AtomicU64,
     pub(super) pongs: AtomicU64,
     pub(super) stop: CancellationToken,
@@ -250,12 +293,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings, portal: String, wire: Arc<Wire>) -> Self {
+    pub(super) fn new(settings: Settings, groups: Vec<Group>, wire: Arc<Wire>) -> Self {
         Self {
             settings,
             faults: Faults::default(),
             wire,
-            portal,
+            groups,
+            connections: AtomicU64::new(0),
             logins: AtomicU64::new(0),
             pongs: AtomicU64::new(0),
             stop: CancellationToken::new(),
@@ -323,7 +367,7 @@ impl Shared {
     }
 
     /// An order to each session but those of one initiator port.
-    pub(super) fn order_others(&self, order: &Order, nexus: &(String, [u8; 6])) {
+    pub(super) fn order_others(&self, order: &Order, nexus: &Nexus) {
         for entry in &*lock(&self.sessions) {
             if (entry.info.initiator.as_str(), entry.info.isid) != (nexus.0.as_str(), nexus.1) {
                 let _ = entry.orders.try_send(order.clone());
@@ -334,8 +378,8 @@ impl Shared {
     /// Whether a connection may join a session, by the names on its login.
     pub(super) fn may_join(
         &self,
-        initiator: &str,
-        isid: [u8; 6],
+        nexus: (&str, [u8; 6]),
+        group: usize,
         tsih: u16,
         cid: u16,
     ) -> Result<(), JoinRefused> {
@@ -344,8 +388,8 @@ impl Shared {
             .iter()
             .find(|entry| {
                 entry.info.tsih == tsih
-                    && entry.info.isid == isid
-                    && entry.info.initiator == initiator
+                    && (entry.info.initiator.as_str(), entry.info.isid) == nexus
+                    && entry.info.portal_group == self.groups[group].tag
             })
             .ok_or(JoinRefused::NoSession)?;
         let known = entry.cids.contains(&cid);
@@ -410,7 +454,30 @@ impl Shared {
 
     /// All portals as `SendTargets` tells them.
     pub(super) fn addresses(&self) -> Vec<String> {
-        vec![format!("{},1", self.portal)]
+        let groups = self.groups.iter();
+        groups
+            .map(|group| format!("{},{}", group.address, group.tag))
+            .collect()
+    }
+
+    /// The tag of a group, if there are several.
+    pub(super) fn port(&self, group: usize) -> Option<u16> {
+        (self.groups.len() > 1).then(|| self.groups[group].tag)
+    }
+
+    /// The number of a new connection, from 1.
+    pub(super) fn count_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// All disks.
+    pub(super) fn units(&self) -> Vec<Arc<Unit>> {
+        let exports = lock(&self.exports);
+        let units = exports.values().flat_map(|live| {
+            let luns = lock(&live.luns);
+            luns.values().cloned().collect::<Vec<_>>()
+        });
+        units.collect()
     }
 
     /// Enters a session; it leaves when the place is dropped.
@@ -445,12 +512,14 @@ impl Shared {
         }
     }
 
-    pub(super) async fn reinstate(&self, initiator: &str, isid: [u8; 6], iqn: &str) {
+    pub(super) async fn reinstate(&self, initiator: &str, isid: [u8; 6], iqn: &str, tag: u16) {
         let old: Vec<_> = lock(&self.sessions)
             .iter()
             .filter(|entry| {
                 entry.info.initiator == initiator
                     && entry.info.isid == isid
+                    // RFC 7143 §4.4.1: another portal group is another target port.
+                    && entry.info.portal_group == tag
                     && entry.info.target.as_deref() == Some(iqn)
             })
             .map(|entry| (entry.cancel.clone(), entry.ended.clone()))

@@ -256,7 +256,10 @@ impl Session {
     pub(super) fn finish(&mut self, task: &Task, data: &[u8]) {
         let answer = self.unit(task.lun).map_or_else(
             || Answer::check(scsi::NO_SUCH_LUN),
-            |unit| scsi::finish(&unit.disk, &task.cdb, data),
+            |unit| match task.cdb[0] {
+                scsi::op::PERSISTENT_RESERVE_OUT => unit.reserve(&self.nexus, &task.cdb, data),
+                _ => scsi::finish(&unit.disk, &task.cdb, data),
+            },
         );
         let over = task.planned.saturating_sub(task.expected);
         let under = task.expected.saturating_sub(task.planned);
@@ -328,10 +331,11 @@ impl Session {
         set_word(&mut bhs, 36, exp_data_sn);
         set_word(&mut bhs, 44, word(over.max(under)));
         let mut data = Vec::new();
-        if let Some(sense) = answer.sense {
+        if answer.sense.is_some() {
+            let sense = answer.sense_bytes(self.shared.settings.descriptor_sense);
             // RFC 7143 §11.4.7: two bytes of length before the sense data.
-            data.extend([0, 18]);
-            data.extend(sense.bytes());
+            data.extend(u16::try_from(sense.len()).unwrap_or(0).to_be_bytes());
+            data.extend(sense);
         }
         self.send(at, bhs, &data);
     }
