@@ -26,7 +26,7 @@ use super::network::{Network, Stream, Tcp};
 use super::receiver::{Receiver, Step};
 use super::slots::Slots;
 use super::transmitter::Transmitter;
-use super::{Command, Completion, Data};
+use super::{Command, Completion, Data, Digests};
 use crate::proto::negotiation::Agreed;
 use crate::proto::session::{self, Completed, Direction, Event, Session};
 use crate::proto::{LoginError, Portal, SessionError, SessionParams};
@@ -91,14 +91,16 @@ impl<S: Stream> Driver<S> {
         tracing::debug!(%portal, tsih = established.tsih, agreed = ?established.agreed, "logged in");
         let session = Session::new(&established, settings, now());
         let slots = session.free_slots();
+        // RFC 7143 §13.1: from the first PDU of the full feature phase on
+        let digests = Digests::of(session.agreed());
         let timer = session
             .poll_timeout()
             .map(|at| Box::pin(tokio::time::sleep_until(at.into())));
         Ok(Self {
             stream,
             session,
-            receiver: Receiver::new(),
-            transmitter: Transmitter::new(),
+            receiver: Receiver::new(digests),
+            transmitter: Transmitter::new(digests),
             slots: Slots::new(slots),
             done: VecDeque::with_capacity(slots),
             timer,
@@ -194,7 +196,7 @@ impl<S: Stream> Driver<S> {
         });
         match tokio::time::timeout(LOGOUT_TIMEOUT, ended).await {
             // The answer to a logout that the target had asked for is as good.
-            Ok(SessionError::LoggedOut | SessionError::LogoutRequested) => Ok(()),
+            Ok(SessionError::LoggedOut | SessionError::LogoutRequested { .. }) => Ok(()),
             Ok(end) => Err(end),
             Err(_) => Err(SessionError::LogoutTimeout {
                 after: LOGOUT_TIMEOUT,
@@ -247,7 +249,7 @@ impl<S: Stream> Driver<S> {
                 let Some(transmit) = self.session.poll_transmit() else {
                     break;
                 };
-                self.transmitter.push(transmit);
+                self.transmitter.push(transmit, &self.slots);
             }
             if self.transmitter.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -288,7 +290,7 @@ impl<S: Stream> Driver<S> {
         let now = now();
         self.session.handle_heard(now);
         loop {
-            let event = match self.receiver.next(&mut self.slots) {
+            let event = match self.receiver.next(&mut self.slots)? {
                 Step::Header(bhs) => {
                     let placement = self.session.handle_header(&bhs, now)?;
                     self.receiver.place(placement);
@@ -314,6 +316,7 @@ impl<S: Stream> Driver<S> {
         let Some((token, command)) = self.slots.remove(completed.slot) else {
             return;
         };
+        self.receiver.forget(completed.slot);
         if let Data::Out(data) = &command.data
             && !self.transmitter.is_empty()
         {

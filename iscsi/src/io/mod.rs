@@ -92,3 +92,24 @@ pub struct Completion {
     /// The buffer of the command.
     pub data: Data,
 }
+
+/// Which digests the PDUs of a connection carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Digests {
+    header: bool,
+    data: bool,
+}
+
+impl Digests {
+    fn of(agreed: &crate::proto::negotiation::Agreed) -> Self {
+        Self {
+            header: agreed.header_digest,
+            data: agreed.data_digest,
+        }
+    }
+}
+
+/// A length of the wire as one of memory.
+fn index(number: u32) -> usize {
+    usize::try_from(number).expect("buffers have lengths that fit")
+}

@@ -28,15 +28,17 @@ mod params;
 mod portal;
 mod secret;
 mod task;
+mod timeouts;
 mod transfer;
 mod violation;
 mod window;
 
 pub use discovery::{DiscoveredPortal, DiscoveredTarget};
-pub use error::{DiscoveryError, LoginError, Misuse, Retry, SessionError};
+pub use error::{Attempt, DiscoveryError, LoginError, Misuse, Retry, SessionError};
 pub use isid::Isid;
 pub use name::{IscsiName, NameError};
 pub use params::{ChapCredentials, SessionParams};
 pub use portal::{Portal, PortalError};
 pub use secret::Secret;
+pub use timeouts::Timeouts;
 pub use violation::Violation;

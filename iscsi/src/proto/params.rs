@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{IscsiName, Isid, Portal, Secret};
+use super::{IscsiName, Isid, Portal, Secret, Timeouts};
 
 /// CHAP name and secret, one-way (the target asks us).
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct SessionParams {
     pub noop_interval: Duration,
     /// How long the answer to a ping may take. Default 10 s; 0 = for ever.
     pub noop_timeout: Duration,
+    /// How long commands may take, and the steps against those that take longer.
+    pub timeouts: Timeouts,
 }
 
 impl SessionParams {
@@ -46,6 +48,7 @@ impl SessionParams {
             login_timeout: LOGIN_TIMEOUT,
             noop_interval: NOOP_INTERVAL,
             noop_timeout: NOOP_TIMEOUT,
+            timeouts: Timeouts::default(),
         }
     }
 }

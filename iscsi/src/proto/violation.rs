@@ -76,6 +76,12 @@ pub enum Violation {
         /// What came.
         seen: u32,
     },
+    /// A header whose digest does not fit.
+    #[error("header digest does not fit")]
+    HeaderDigest,
+    /// A data segment whose digest does not fit.
+    #[error("data digest does not fit")]
+    DataDigest,
     /// An opcode that no target may send, or not now.
     #[error("PDU with opcode {:#04x} in full feature phase", .0.0)]
     Pdu(Opcode),

@@ -238,9 +238,11 @@ impl Session {
                 self.handle_logout_requested(message.parameter_3, now);
                 Ok(None)
             }
-            // RFC 7143 §11.9.1: the connection is ours, as the session has but one
-            AsyncEvent::CONNECTION_DROPPED | AsyncEvent::SESSION_DROPPED => {
+            // RFC 7143 §11.9.1: at level 0 a session with a connection less is begun anew
+            event @ (AsyncEvent::CONNECTION_DROPPED | AsyncEvent::SESSION_DROPPED) => {
                 Err(SessionError::Dropped {
+                    connection: (event == AsyncEvent::CONNECTION_DROPPED)
+                        .then_some(message.parameter_1),
                     wait: message.parameter_2,
                     retain: message.parameter_3,
                 })
@@ -294,7 +296,10 @@ impl Session {
             // RFC 7143 §11.15.1: whatever the response says, the connection ends here
             Life::InLogout {
                 is_asked_by_target: true,
-            } if known => SessionError::LogoutRequested,
+            } if known => SessionError::LogoutRequested {
+                wait: response.time_2_wait,
+                retain: response.time_2_retain,
+            },
             Life::InLogout {
                 is_asked_by_target: false,
             } if known => SessionError::LoggedOut,

@@ -841,7 +841,7 @@ fn requested_logout_lets_commands_in_flight_end_first() {
     );
     assert!(matches!(
         script.logout_response(),
-        Err(SessionError::LogoutRequested)
+        Err(SessionError::LogoutRequested { .. })
     ));
 }
 
@@ -899,7 +899,8 @@ fn other_events_are_told() {
                 end,
                 Err(SessionError::Dropped {
                     wait: 2,
-                    retain: 20
+                    retain: 20,
+                    ..
                 })
             ),
             "{end:?}"
