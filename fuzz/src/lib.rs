@@ -18,7 +18,7 @@ use iscsi::proto::discovery::{Discovery, DiscoveryStep};
 use iscsi::proto::login::{Established, Login, LoginStep};
 use iscsi::proto::negotiation::Negotiation;
 use iscsi::proto::session::{Direction, Event, Placement, Session, Settings};
-use iscsi::proto::{ChapCredentials, Isid, Secret, SessionParams};
+use iscsi::proto::{ChapCredentials, Isid, Secret, SessionParams, Timeouts};
 use iscsi::scsi::mode::ModeParameters;
 use iscsi::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Provisioning};
 use iscsi::scsi::{Blocks, Capacity, Cdb, Inquiry, Lba, LunAddress, Sense};
@@ -128,6 +128,7 @@ pub fn session(data: &[u8]) {
         tasks: 4,
         noop_interval: Duration::from_secs(5),
         noop_timeout: Duration::from_secs(10),
+        timeouts: Timeouts::default(),
     };
     let mut session = Session::new(&established(false), settings, begin);
     let read = Cdb::read_16(Lba(0), Blocks(READ_BYTES / 512)).0;
@@ -140,7 +141,7 @@ pub fn session(data: &[u8]) {
     let mut tags = Vec::new();
     let mut ended = 0;
     for (mut bhs, segment) in Pdus(data) {
-        while let Some(transmit) = session.poll_transmit() {
+        while let Some(transmit) = session.poll_transmit(0) {
             // Opcode 01h: a SCSI command.
             if transmit.header[0] & 0x3F == 0x01 {
                 tags.push(transmit.header[ITT].to_vec());
@@ -151,7 +152,7 @@ pub fn session(data: &[u8]) {
         {
             bhs[ITT].copy_from_slice(tag);
         }
-        let Ok(placement) = session.handle_header(&bhs, begin) else {
+        let Ok(placement) = session.handle_header(0, &bhs, begin) else {
             return;
         };
         let own = match placement {
@@ -167,7 +168,7 @@ pub fn session(data: &[u8]) {
             }
             Placement::Own { .. } => segment,
         };
-        match session.handle_segment(own) {
+        match session.handle_segment(0, own) {
             Ok(Some(Event::Completed(_))) => {
                 ended += 1;
                 assert!(ended <= 2, "a command ended twice");

@@ -1,6 +1,6 @@
 //! The tokio driver: sockets, buffers, clock.
 //!
-//! A `Driver` owns one connection of one normal session in full feature phase: its stream, the
+//! A `Driver` owns one normal session in full feature phase: the streams of its connections, the
 //! `proto` machine, the buffers of tasks in flight. It is polled by its owner's task, so that a lane
 //! drives NBD and iSCSI from one task on one thread. Nothing is spawned.
 //!
@@ -11,7 +11,8 @@
 //!    `take_unfinished` after the end: bytes on their way out are never the caller's to change.
 //! 2. In the steady state nothing is allocated for an I/O, and payload is not copied on its way out.
 //!
-//! It does not reconnect, retry or time out commands: whoever owns it decides that.
+//! It does not reconnect and does not repeat commands: whoever owns it decides that. A command that is
+//! not answered in time is aborted, or takes the session with it (`proto::Timeouts`).
 //!
 //! ```no_run
 //! use iscsi::io::{Command, Data, Driver};
@@ -42,6 +43,7 @@
 mod connect;
 mod discover;
 mod driver;
+mod line;
 mod network;
 mod receiver;
 mod slots;

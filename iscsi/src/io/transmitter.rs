@@ -73,6 +73,11 @@ impl Transmitter {
         self.queue.is_empty()
     }
 
+    /// Bytes that wait to leave.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn push(&mut self, transmit: Transmit, slots: &Slots) {
         let queued = Queued::new(transmit, self.digests, slots);
         self.bytes += queued.bytes();

@@ -197,6 +197,14 @@ pub enum SessionError {
         /// What was tried, in order.
         attempts: Vec<Attempt>,
     },
+    /// A task management function was not answered, and held up what comes after it.
+    #[error("the target did not answer {function} within {}", Seconds(*.after))]
+    FunctionUnanswered {
+        /// Which one.
+        function: TaskManagementFunction,
+        /// After which time.
+        after: Duration,
+    },
     /// Commands wait, none is in flight, and the target takes none.
     #[error("the target kept its command window closed for {}", Seconds(*.after))]
     WindowClosed {
@@ -218,6 +226,18 @@ pub enum SessionError {
         /// After which time.
         after: Duration,
     },
+}
+
+/// Why a task management function came to nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FunctionError {
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    Misuse(#[from] Misuse),
+    /// The session ended meanwhile.
+    #[error(transparent)]
+    Session(#[from] SessionError),
 }
 
 impl LoginError {
@@ -249,6 +269,7 @@ impl SessionError {
             | Self::Dropped { .. }
             | Self::LogoutRequested { .. }
             | Self::Unanswered { .. }
+            | Self::FunctionUnanswered { .. }
             | Self::WindowClosed { .. }
             | Self::LogoutFailed { .. } => Retry::AfterReconnect,
             Self::LoggedOut | Self::LogoutTimeout { .. } => Retry::Never,
@@ -266,6 +287,7 @@ impl SessionError {
             | Self::Violation(_)
             | Self::Rejected { .. }
             | Self::Unanswered { .. }
+            | Self::FunctionUnanswered { .. }
             | Self::WindowClosed { .. }
             | Self::LogoutFailed { .. }
             | Self::LoggedOut

@@ -34,7 +34,7 @@ mod violation;
 mod window;
 
 pub use discovery::{DiscoveredPortal, DiscoveredTarget};
-pub use error::{Attempt, DiscoveryError, LoginError, Misuse, Retry, SessionError};
+pub use error::{Attempt, DiscoveryError, FunctionError, LoginError, Misuse, Retry, SessionError};
 pub use isid::Isid;
 pub use name::{IscsiName, NameError};
 pub use params::{ChapCredentials, SessionParams};

@@ -5,13 +5,16 @@ use crate::proto::negotiation::Negotiation;
 use crate::scsi::SenseKey;
 use crate::wire::async_message::{AsyncEvent, AsyncMessage};
 use crate::wire::data_in::{DataIn, DataInStatus};
-use crate::wire::header::{Opcode, ResponseNumbers};
-use crate::wire::logout::{LogoutOutcome, LogoutResponse};
-use crate::wire::nop::NopIn;
+use crate::wire::data_out::DataOut;
+use crate::wire::header::{self, Opcode, ResponseNumbers};
+use crate::wire::logout::{LogoutOutcome, LogoutReason, LogoutRequest, LogoutResponse};
+use crate::wire::nop::{NopIn, NopOut};
 use crate::wire::r2t::R2t;
 use crate::wire::reject::{Reject, RejectReason};
+use crate::wire::scsi_command::ScsiCommand;
 use crate::wire::scsi_response::{Residual, ScsiResponse};
-use crate::wire::serial::{CmdSn, DataSn, R2tSn};
+use crate::wire::serial::{DataSn, R2tSn, StatSn};
+use crate::wire::tag::TargetTransferTag;
 
 const LUN: u64 = 0x0001_0000_0000_0000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -64,6 +67,7 @@ impl Script {
             tasks: 4,
             noop_interval: 5 * SECOND,
             noop_timeout: 10 * SECOND,
+            timeouts: Timeouts::default(),
         };
         let now = Instant::now();
         Self {
@@ -82,7 +86,7 @@ impl Script {
     }
 
     fn transmit(&mut self) -> Transmit {
-        self.session.poll_transmit().expect("a PDU may leave")
+        self.session.poll_transmit(0).expect("a PDU may leave")
     }
 
     /// Submits, and gives the command as it leaves.
@@ -99,7 +103,7 @@ impl Script {
     }
 
     fn is_quiet(&mut self) -> bool {
-        self.session.poll_transmit().is_none()
+        self.session.poll_transmit(0).is_none()
     }
 
     fn numbers(&self) -> ResponseNumbers {
@@ -120,15 +124,15 @@ impl Script {
     /// Gives a PDU with a data segment of our own.
     fn give(&mut self, mut bhs: Bhs, data: &[u8]) -> Result<Option<Event>, SessionError> {
         header::set_data_segment_bytes(&mut bhs, u32::try_from(data.len()).unwrap());
-        self.session.handle_heard(self.now);
-        let placement = self.session.handle_header(&bhs, self.now)?;
+        self.session.handle_heard(0, self.now);
+        let placement = self.session.handle_header(0, &bhs, self.now)?;
         assert_eq!(
             placement,
             Placement::Own {
                 bytes: u32::try_from(data.len()).unwrap()
             }
         );
-        self.session.handle_segment(data)
+        self.session.handle_segment(0, data)
     }
 
     fn response(
@@ -200,8 +204,8 @@ impl Script {
         };
         let mut bhs = data_in.emit();
         header::set_data_segment_bytes(&mut bhs, bytes);
-        let placement = self.session.handle_header(&bhs, self.now)?;
-        Ok((placement, self.session.handle_segment(&[])?))
+        let placement = self.session.handle_header(0, &bhs, self.now)?;
+        Ok((placement, self.session.handle_segment(0, &[])?))
     }
 
     fn async_message(
@@ -225,7 +229,7 @@ impl Script {
     fn logout_response(&mut self) -> Result<Option<Event>, SessionError> {
         let response = LogoutResponse {
             response: LogoutOutcome::CLOSED,
-            initiator_task_tag: LOGOUT_TAG,
+            initiator_task_tag: InitiatorTaskTag(LOGOUT_SLOT),
             numbers: self.status_numbers(),
             time_2_wait: 2,
             time_2_retain: 0,
@@ -672,7 +676,7 @@ fn target_failure_is_never_a_success() {
     let end = completed(script.give(response.emit(), &[]));
     assert_eq!(
         (end.status, end.response),
-        (Status::TASK_ABORTED, ServiceResponse::TARGET_FAILURE)
+        (Status::TASK_ABORTED, Some(ServiceResponse::TARGET_FAILURE))
     );
 }
 
@@ -791,7 +795,7 @@ fn control_leaves_before_data_and_data_before_commands() {
         .handle_timeout(script.now + 5 * SECOND)
         .unwrap();
     let mut opcodes = Vec::new();
-    while let Some(transmit) = script.session.poll_transmit() {
+    while let Some(transmit) = script.session.poll_transmit(0) {
         opcodes.push(header::opcode(&transmit.header));
     }
     assert_eq!(
@@ -821,7 +825,7 @@ fn logout_holds_commands_and_ends_the_session() {
     ));
 
     let unasked = violation(Script::new().logout_response());
-    assert_eq!(unasked, Violation::UnknownTask(LOGOUT_TAG.0));
+    assert_eq!(unasked, Violation::UnknownTask(LOGOUT_SLOT));
 }
 
 // RFC 7143 §11.9.1, code 1
@@ -882,16 +886,16 @@ fn other_events_are_told() {
     let event = script
         .async_message(AsyncEvent::SCSI_EVENT, 0, &sense)
         .unwrap();
-    let Some(Event::ScsiEvent {
+    let Some(Event::Told(TargetEvent::ScsiEvent {
         lun: LUN,
         sense: Some(sense),
-    }) = event
+    })) = event
     else {
         panic!("{event:?}")
     };
     assert_eq!((sense.asc, sense.ascq), (0x2a, 9));
     let vendor = script.async_message(AsyncEvent::VENDOR, 0, &[]).unwrap();
-    assert_eq!(vendor, Some(Event::UnknownEvent { code: 255 }));
+    assert_eq!(vendor, Some(Event::Told(TargetEvent::Vendor { code: 0 })));
     for event in [AsyncEvent::CONNECTION_DROPPED, AsyncEvent::SESSION_DROPPED] {
         let end = Script::new().async_message(event, 20, &[]);
         assert!(
@@ -948,24 +952,23 @@ fn pdus_that_have_no_place_are_refused() {
         (0x23, Violation::Pdu(Opcode::LOGIN_RESPONSE)),
         (0x01, Violation::Pdu(Opcode::SCSI_COMMAND)),
         (0x3e, Violation::Pdu(Opcode(0x3e))),
-        (0x22, Violation::UnknownTask(0)),
         (0x24, Violation::UnknownTask(0)),
         (0x25, Violation::UnknownTask(0)),
     ] {
         let mut script = Script::new();
         bhs[0] = opcode;
         assert_eq!(
-            violation(script.session.handle_header(&bhs, script.now)),
+            violation(script.session.handle_header(0, &bhs, script.now)),
             expected
         );
     }
     let mut script = Script::new();
     bhs[0] = 0x31;
     header::set_data_segment_bytes(&mut bhs, 4);
-    let refused = violation(script.session.handle_header(&bhs, script.now));
+    let refused = violation(script.session.handle_header(0, &bhs, script.now));
     assert_eq!(refused, Violation::SegmentTooLong { bytes: 4, limit: 0 });
     bhs[4] = 1;
-    let refused = violation(script.session.handle_header(&bhs, script.now));
+    let refused = violation(script.session.handle_header(0, &bhs, script.now));
     assert_eq!(refused, Violation::AdditionalHeader);
 }
 
@@ -1002,18 +1005,18 @@ proptest::proptest! {
             let itt = [read.initiator_task_tag.0, write.initiator_task_tag.0, u32::MAX];
             bhs[16..20].copy_from_slice(&itt[usize::from(which)].to_be_bytes());
             header::set_data_segment_bytes(&mut bhs, bytes);
-            match script.session.handle_header(&bhs, script.now) {
+            match script.session.handle_header(0, &bhs, script.now) {
                 Ok(Placement::Task { offset, bytes, .. }) => {
                     proptest::prop_assert!(u64::from(offset) + u64::from(bytes) <= 8192);
-                    let _ = script.session.handle_segment(&[]);
+                    let _ = script.session.handle_segment(0, &[]);
                 }
                 Ok(Placement::Own { bytes }) => {
                     let data = vec![0; usize::try_from(bytes).unwrap()];
-                    let _ = script.session.handle_segment(&data);
+                    let _ = script.session.handle_segment(0, &data);
                 }
                 Err(_) => break,
             }
-            while script.session.poll_transmit().is_some() {}
+            while script.session.poll_transmit(0).is_some() {}
         }
     }
 }
