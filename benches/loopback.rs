@@ -48,11 +48,7 @@ impl Bench {
         let portal = portal.parse().expect("the target's portal");
         let mut session = SessionParams::new(portal, name, Isid::random([1, 1, 1], 1));
         session.target_name = Some(IQN.parse().expect("a legal name"));
-        let spec = LunSpec {
-            session,
-            lun: 1,
-            read_only: false,
-        };
+        let spec = LunSpec::new(session, 1);
         let lun = Lun::open(&spec).await.expect("the LUN can be opened");
         Self {
             lun,

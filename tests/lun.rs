@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use cinder_nbd::block::{Backend, ErrorKind, Operation, Request};
 use cinder_nbd::lun::{Error, Lun, LunSpec};
+use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{ChapCredentials, Isid, Secret, SessionParams};
 use support::target::{Disk, Fault, Target};
 use support::tgt::Tgtd;
@@ -20,11 +21,7 @@ fn spec(portal: &str, lun: u16) -> LunSpec {
     let isid = Isid::random([7, 7, 7], 1);
     let mut session = SessionParams::new(portal.parse().expect("a legal portal"), name, isid);
     session.target_name = Some(IQN.parse().expect("a legal name"));
-    LunSpec {
-        session,
-        lun,
-        read_only: false,
-    }
+    LunSpec::new(session, lun)
 }
 
 async fn open(portal: &str) -> Lun {
@@ -241,9 +238,11 @@ async fn a_wrong_secret_is_a_login_error() {
 }
 
 #[tokio::test]
-async fn after_a_lost_session_everything_fails_at_once() {
+async fn without_a_replacement_timeout_everything_fails_at_once_after_a_loss() {
     let tgtd = tgtd();
-    let mut lun = open(&tgtd.portal()).await;
+    let mut spec = spec(&tgtd.portal(), 1);
+    spec.recovery.replacement_timeout = ReplacementTimeout::After(Duration::ZERO);
+    let mut lun = Lun::open(&spec).await.expect("the LUN opens");
     tgtd.freeze();
     for token in 0..8 {
         let operation = Operation::Read(BytesMut::zeroed(4096));

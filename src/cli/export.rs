@@ -44,9 +44,8 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         lane_isid(Uuid::new_v4(), 0),
     );
     let spec = LunSpec {
-        session,
-        lun: target.lun,
         read_only: options.read_only,
+        ..LunSpec::new(session, target.lun)
     };
     let shutdown = Shutdown::on_signals()?;
 

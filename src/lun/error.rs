@@ -1,7 +1,11 @@
 //! Why a LUN could not be opened; one line, with the remedy.
 
+use std::sync::Arc;
+
 use iscsi::client;
+use iscsi::io::NexusError;
 use iscsi::proto::LoginError;
+use iscsi::scsi::examination::Failure;
 
 /// Why a LUN could not be opened; one line, with the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,25 @@ pub enum Error {
 }
 
 impl Error {
+    pub(super) fn of_nexus(error: NexusError, lun: u16, target: String) -> Self {
+        if let NexusError::Login(error) = error {
+            return Self::Login(error);
+        }
+        let error = Arc::new(error);
+        if matches!(*error, NexusError::Gate(Failure::NoSuchLun)) {
+            return Self::NoSuchLun { lun, target };
+        }
+        let source = client::Error::Nexus {
+            during: "examining the logical unit",
+            source: error,
+        };
+        Self::Unusable {
+            lun,
+            target,
+            source,
+        }
+    }
+
     pub(super) fn of_probe(error: client::Error, lun: u16, target: String) -> Self {
         if matches!(error, client::Error::NoSuchLun { .. }) {
             return Self::NoSuchLun { lun, target };

@@ -98,6 +98,13 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// Not told is taken for yes: a flush too many costs time, one too few costs data.
+    pub(super) fn has_volatile_cache(&self) -> bool {
+        self.write_cache != Some(false)
+    }
+}
+
 /// The geometry of the waist.
 pub(super) fn geometry(info: &LunInfo, limits: &Limits) -> Geometry {
     let block_bytes = limits.block_length.bytes();
@@ -120,8 +127,7 @@ pub(super) fn geometry(info: &LunInfo, limits: &Limits) -> Geometry {
         preferred_bytes: preferred_bytes.max(block_bytes),
         request_bytes_max: REQUEST_BYTES_MAX,
         read_only: limits.read_only,
-        // Not told is taken for yes: a flush too many costs time, one too few costs data.
-        write_cache: limits.write_cache != Some(false),
+        write_cache: limits.has_volatile_cache(),
         can_trim: limits.unmap.is_some() && !limits.read_only,
         can_write_zeroes: limits.write_same.is_some() && !limits.read_only,
         rotational: info.characteristics.is_rotational(),

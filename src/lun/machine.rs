@@ -13,7 +13,8 @@
 //! 1. Every request that `submit` took ends exactly once, and only when none of its commands is out.
 //! 2. A request that must be stable before its answer ends after a cache flush that left after all its writes were
 //!    answered (NBD: a flush covers the writes answered before; FUA covers the write itself).
-//! 3. A command is repeated only if the answer says that it was not done, or was given up; never after a lost session.
+//! 3. A command is repeated only if the answer says that it was not done, or was given up. What a lost session leaves
+//!    open is the nexus's to settle.
 //! 4. A read ends well only if every byte of it was moved.
 //! 5. Steady work on requests of one command each allocates nothing.
 
@@ -23,7 +24,7 @@ mod remarks;
 mod tests;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use iscsi::client::Patience;
@@ -58,9 +59,6 @@ pub(super) struct Machine {
     zeroes: Bytes,
     /// A write that had been answered was lost: the next flush must say so.
     write_lost: bool,
-    lost: bool,
-    /// When to look for commands that were not answered; `None` while nothing was out at the last look.
-    next_look: Option<Instant>,
     remarks: Remarks,
 }
 
@@ -73,7 +71,6 @@ struct Task {
     /// Bytes that GOOD must have moved; `None` for commands whose data is only a parameter.
     bytes: Option<u32>,
     patience: Patience,
-    sent: Instant,
 }
 
 #[derive(Debug)]
@@ -100,8 +97,6 @@ impl Machine {
             pace: Pace::new(),
             zeroes: Bytes::from(vec![0; zeroes]),
             write_lost: false,
-            lost: false,
-            next_look: None,
             remarks: Remarks::new(now),
         }
     }
@@ -152,8 +147,7 @@ impl Machine {
             Verdict::TaskSetFull => self.pace.handle_full(self.out),
             Verdict::UnitAttention => {
                 let power_on = sense.is_some_and(|sense| sense.is(code::POWER_ON_OCCURRED));
-                // What a volatile cache held when the power went is gone, whoever wrote it.
-                self.write_lost |= power_on && self.limits.write_cache != Some(false);
+                self.write_lost |= power_on && self.limits.has_volatile_cache();
             }
             Verdict::DeferredError => self.write_lost = true,
             Verdict::Busy | Verdict::Aborted | Verdict::Failed => {}
@@ -202,52 +196,31 @@ impl Machine {
         });
     }
 
-    /// The session is lost: nothing that was out will be answered.
-    pub(super) fn handle_lost(&mut self) {
-        self.lost = true;
-        self.out = 0;
-        self.ready.clear();
-        self.repeats.clear();
-        for slot in 0..self.tasks.len() {
-            self.free_task(slot);
-        }
-        for slot in 0..self.active.len() {
-            if let Some(active) = &mut self.active[slot] {
-                active.fail(ErrorKind::Io);
-                self.finish(slot);
-            }
+    /// A command will not be answered: its session was lost, and what was to be done about it was done.
+    pub(super) fn handle_failed(&mut self, task: u64) {
+        self.out = self.out.saturating_sub(1);
+        let slot = usize::try_from(task).unwrap_or(usize::MAX);
+        if let Some(task) = self.free_task(slot) {
+            self.settle(&task, Err(ErrorKind::Io), None);
         }
     }
 
-    /// Looks after commands that were not answered; true if one has been out for too long.
-    pub(super) fn handle_time(&mut self, now: Instant) -> bool {
-        if self.next_look.is_none_or(|look| look > now) {
-            return false;
-        }
-        self.next_look = (self.out > 0).then(|| now + LOOK_INTERVAL);
-        let waits = |slot: usize| self.repeats.iter().any(|repeat| repeat.task == slot);
-        self.tasks.iter().enumerate().any(|(slot, task)| {
-            task.as_ref().is_some_and(|task| {
-                now.duration_since(task.sent) >= COMMAND_TIMEOUT && !waits(slot)
-            })
-        })
+    /// The unit has lost power meanwhile: what its volatile cache held is gone, whoever wrote it.
+    pub(super) fn handle_power_lost(&mut self) {
+        self.write_lost |= self.limits.has_volatile_cache();
     }
 
     /// The next command to send, with its task's number.
     pub(super) fn poll_command(&mut self, now: Instant) -> Option<(u64, Command)> {
-        if self.lost || self.out >= self.pace.depth() {
+        if self.out >= self.pace.depth() {
             return None;
         }
         let (slot, data) = match self.due(now) {
             Some(repeat) => (repeat.task, repeat.data),
-            None => self.begin(now)?,
+            None => self.begin()?,
         };
         let task = self.tasks[slot].as_mut()?;
-        task.sent = now;
         self.out += 1;
-        if self.next_look.is_none() {
-            self.next_look = Some(now + LOOK_INTERVAL);
-        }
         let command = Command {
             lun: self.limits.lun,
             cdb: task.cdb,
@@ -264,16 +237,11 @@ impl Machine {
     /// When to come back even if nothing happens.
     pub(super) fn poll_deadline(&self) -> Option<Instant> {
         let held = self.out >= self.pace.depth();
-        let repeat = self
-            .repeats
+        self.repeats
             .iter()
             .map(|repeat| repeat.due)
             .min()
-            .filter(|_| !held);
-        match (repeat, self.next_look) {
-            (Some(repeat), Some(look)) => Some(repeat.min(look)),
-            (repeat, look) => repeat.or(look),
-        }
+            .filter(|_| !held)
     }
 
     /// How many more requests `submit` takes.
@@ -283,9 +251,6 @@ impl Machine {
 
     /// Turns a request into work, or says why it cannot be done.
     fn accept(&self, request: Request) -> Result<Active, ErrorKind> {
-        if self.lost {
-            return Err(ErrorKind::Io);
-        }
         let Request {
             token,
             operation,
@@ -322,7 +287,7 @@ impl Machine {
     }
 
     /// Begins the next command of the oldest request that has one.
-    fn begin(&mut self, now: Instant) -> Option<(usize, Data)> {
+    fn begin(&mut self) -> Option<(usize, Data)> {
         loop {
             let request = *self.ready.front()?;
             let active = self.active.get_mut(request).and_then(Option::as_mut)?;
@@ -341,7 +306,6 @@ impl Machine {
                     lba,
                     bytes,
                     patience,
-                    sent: now,
                 });
                 return Some((slot, data));
             }
@@ -434,7 +398,3 @@ fn refuses_command(sense: Option<&Sense>) -> bool {
 
 /// As deep as the kernel's NBD driver queues on one socket.
 const REQUESTS_MAX: usize = 128;
-/// Twice what kernels give a cache flush: a target that is silent for longer has lost the command.
-const COMMAND_TIMEOUT: Duration = Duration::from_mins(2);
-/// Coarse, so that the timer is not touched by every command.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);

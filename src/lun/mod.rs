@@ -6,13 +6,11 @@
 //!
 //! Invariants:
 //! 1. No task, thread, channel or lock: whoever polls the `Lun` drives it.
-//! 2. Once the session is lost, no command leaves any more and every request ends with `ErrorKind::Io`.
-//!
-//! It does not log in again after a loss: that needs the identity gate, for which `Identity` is recorded here.
+//! 2. A lost session is the nexus's matter: requests wait for it, and fail with `ErrorKind::Io` when it was away for
+//!    longer than the replacement timeout.
 
 mod error;
 mod failure;
-mod identity;
 mod limits;
 mod machine;
 mod pace;
@@ -21,13 +19,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use iscsi::client::probe;
-use iscsi::io::Driver;
+use iscsi::io::{Event, Nexus, NexusParams, Path};
+use iscsi::proto::SessionParams;
+use iscsi::proto::recovery::RecoveryPolicy;
+use iscsi::scsi::LunAddress;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::block::{Backend, Completion, Geometry, Request};
 
 pub use error::Error;
-pub use identity::Identity;
+pub use iscsi::scsi::Identity;
 
 use limits::{Limits, geometry};
 use machine::Machine;
@@ -35,22 +36,46 @@ use machine::Machine;
 /// Which logical unit, and how to reach it.
 #[derive(Clone, Debug)]
 pub struct LunSpec {
-    /// Session parameters (portal, names, CHAP, ISID).
-    pub session: iscsi::proto::SessionParams,
+    /// Session parameters (portal, names, CHAP, ISID): the first path.
+    pub session: SessionParams,
     /// The logical unit number at that target, 0..16384.
     pub lun: u16,
+    /// Further paths to the same unit.
+    pub more_paths: Vec<Path>,
+    /// What to do when the session is lost.
+    pub recovery: RecoveryPolicy,
     /// Refuse writes.
     pub read_only: bool,
+}
+
+impl LunSpec {
+    /// One path, the default patience, writable.
+    pub fn new(session: SessionParams, lun: u16) -> Self {
+        Self {
+            session,
+            lun,
+            more_paths: Vec::new(),
+            recovery: RecoveryPolicy::default(),
+            read_only: false,
+        }
+    }
+
+    fn nexus(&self) -> Result<NexusParams, Error> {
+        let lun = LunAddress::from_number(self.lun);
+        let mut params =
+            NexusParams::new(self.session.clone(), lun).map_err(|_| Error::NoTargetName)?;
+        params.paths.extend_from_slice(&self.more_paths);
+        params.policy = self.recovery;
+        Ok(params)
+    }
 }
 
 /// A logical unit that is logged in to.
 #[derive(Debug)]
 pub struct Lun {
-    /// None once the session is lost.
-    driver: Option<Driver>,
+    nexus: Nexus,
     machine: Machine,
     geometry: Geometry,
-    identity: Identity,
     /// For logs: `LUN 1 of iqn...`.
     name: String,
     timer: Pin<Box<Sleep>>,
@@ -65,28 +90,27 @@ impl Lun {
     /// # Cancel safety
     /// The connection is closed; the target ends the session by itself.
     pub async fn open(spec: &LunSpec) -> Result<Self, Error> {
-        let target = spec
-            .session
-            .target_name
-            .clone()
-            .ok_or(Error::NoTargetName)?;
+        let params = spec.nexus()?;
+        let target = params.paths[0].target_name.to_string();
         let name = format!("LUN {} of {target}", spec.lun);
-        let mut driver = Driver::connect(&spec.session).await.map_err(Error::Login)?;
-        let info = match probe(&mut driver, spec.lun).await {
+        let mut nexus = match Nexus::open(params).await {
+            Ok(nexus) => nexus,
+            Err(error) => return Err(Error::of_nexus(error, spec.lun, target)),
+        };
+        let info = match probe(&mut nexus, spec.lun).await {
             Ok(info) => info,
             Err(error) => {
                 // What the probe met is what there is to tell; the logout is a courtesy to the target.
-                let _ = driver.logout().await;
-                return Err(Error::of_probe(error, spec.lun, target.to_string()));
+                let _ = nexus.logout().await;
+                return Err(Error::of_probe(error, spec.lun, target));
             }
         };
         tracing::info!(lun = %name, found = %info, "logged in");
         let limits = Limits::of(&info, spec.read_only);
         let now = Instant::now();
         Ok(Self {
-            driver: Some(driver),
+            nexus,
             geometry: geometry(&info, &limits),
-            identity: Identity::of(&info),
             machine: Machine::new(limits, now.into_std()),
             name,
             timer: Box::pin(sleep_until(now)),
@@ -95,56 +119,53 @@ impl Lun {
 
     /// The identity recorded at login.
     pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The session is gone: all that was taken fails, and all that comes.
-    fn lose(&mut self, cause: &dyn std::fmt::Display) {
-        tracing::error!(lun = %self.name, %cause, "the session is lost; all further requests fail");
-        self.machine.handle_lost();
-        self.driver = None;
+        self.nexus.identity()
     }
 
     /// One round of work; `None` when there is nothing to do until the waker is called.
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<()> {
-        let driver = self.driver.as_mut()?;
-        while driver.free_slots() > 0 {
+        while self.nexus.free_slots() > 0 {
             let Some((task, command)) = self.machine.poll_command(now.into_std()) else {
                 break;
             };
-            if let Err(command) = driver.submit(task, command) {
-                // The session has ended and the next poll says why; the machine keeps its books until then.
+            if let Err(command) = self.nexus.submit(task, command) {
                 self.machine.handle_unsent(task, command, now.into_std());
                 break;
             }
         }
-        match driver.poll_completion(cx) {
-            Poll::Ready(Ok(completion)) => {
+        match self.nexus.poll_event(cx) {
+            Poll::Ready(event) => {
+                self.handle_event(event, now);
+                Some(())
+            }
+            Poll::Pending => self.wait(cx),
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Completed(answer) => {
                 self.machine
-                    .handle_completion(completion, &self.name, now.into_std());
-                Some(())
+                    .handle_completion(answer, &self.name, now.into_std());
             }
-            Poll::Ready(Err(error)) => {
-                self.lose(&Chain(&error));
-                Some(())
+            // The nexus has told its log why.
+            Event::Failed(failed) => self.machine.handle_failed(failed.token),
+            Event::Reinstated(how) if how.lost_power => {
+                tracing::warn!(lun = %self.name, "the target has lost power meanwhile: the next flush fails if it has a volatile cache");
+                self.machine.handle_power_lost();
             }
-            Poll::Pending => self.wait(cx, now),
+            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
         }
     }
 
     /// Arms the timer; `Some` if its time has come already.
-    fn wait(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<()> {
+    fn wait(&mut self, cx: &mut Context<'_>) -> Option<()> {
         let due = Instant::from_std(self.machine.poll_deadline()?);
         if self.timer.deadline() != due {
             self.timer.as_mut().reset(due);
         }
         if self.timer.as_mut().poll(cx).is_pending() {
             return None;
-        }
-        if self.machine.handle_time(now.into_std()) {
-            // ERL 0 and no task management yet: only the end of the session stops a command for sure, and a write
-            // that lands after its error was reported could overwrite a newer one.
-            self.lose(&"a command was not answered in time");
         }
         Some(())
     }
@@ -178,26 +199,9 @@ impl Backend for Lun {
         }
     }
 
-    async fn close(mut self) {
-        if let Some(driver) = self.driver.take()
-            && let Err(error) = driver.logout().await
-        {
-            tracing::warn!(lun = %self.name, cause = %Chain(&error), "the logout failed");
+    async fn close(self) {
+        if let Err(error) = self.nexus.logout().await {
+            tracing::warn!(lun = %self.name, cause = %error, "the logout failed");
         }
-    }
-}
-
-/// An error with its sources, for a log line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

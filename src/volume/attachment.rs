@@ -305,16 +305,18 @@ async fn make_device(cx: &Context, entry: Entry, address: Address) -> Result<Att
         return Err(give_up(cx, entry, error).await);
     }
     let specs = (0..cx.settings.lanes.clamp(1, LANES_MAX))
-        .map(|lane| LunSpec {
-            session: session_params(
+        .map(|lane| {
+            let session = session_params(
                 portal.clone(),
                 initiator.clone(),
                 Some(target.clone()),
                 chap.clone(),
                 lane_isid(entry.id, lane),
-            ),
-            lun,
-            read_only,
+            );
+            LunSpec {
+                read_only,
+                ..LunSpec::new(session, lun)
+            }
         })
         .collect();
     match cx.platform.connect(specs, entry.identifier()).await {

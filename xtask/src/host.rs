@@ -28,6 +28,8 @@ pub(crate) const VM: &[&str] = &[
 ];
 /// To build: `aws-lc` and others compile C.
 pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "make", "cmake", "pkg-config"];
+/// libFuzzer's runtime is C++.
+pub(crate) const FUZZ: &[&str] = &["g++"];
 /// To show the demo on the host.
 pub(crate) const DEMO: &[&str] = &["e2fsprogs", "kmod", "mount"];
 /// The independent judges on the host.

@@ -1,10 +1,12 @@
-//! Everything a developer or newcomer runs: `cargo xtask demo | test | bench | vm`.
+//! Everything a developer or newcomer runs: `cargo xtask demo | test | bench | vm | fuzz | conformance`.
 //!
 //! The roof of this program: arguments, signals, exit status. On Ctrl-C or SIGTERM the running task is
 //! dropped, and with it every process, VM and folder it had made.
 
 mod bench;
+mod conformance;
 mod demo;
+mod fuzz;
 mod host;
 mod house;
 mod run;
@@ -44,6 +46,10 @@ enum Verb {
     Test(test::Options),
     /// Run the benches, and our export beside qemu-nbd on one target.
     Bench(bench::Options),
+    /// Throw bytes at all that takes a stranger's bytes apart, after installing cargo-fuzz if need be.
+    Fuzz(fuzz::Options),
+    /// Make docs/conformance.md of the checklist and the tags in the sources.
+    Conformance,
     /// Make the guest image if need be, boot it, and run a shell script in it.
     Vm {
         /// The script; without it only the image is made.
@@ -91,6 +97,8 @@ async fn perform(verb: Verb) -> Result<ExitCode> {
         Verb::Demo { vm } => demo::perform(vm).await.map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::perform(&options).await,
         Verb::Bench(options) => bench::perform(&options).await.map(|()| ExitCode::SUCCESS),
+        Verb::Fuzz(options) => fuzz::perform(&options).await,
+        Verb::Conformance => write_conformance(),
         Verb::Vm {
             script,
             program,
@@ -119,6 +127,21 @@ async fn perform(verb: Verb) -> Result<ExitCode> {
             Ok(u8::try_from(outcome.status).map_or(ExitCode::FAILURE, ExitCode::from))
         }
     }
+}
+
+/// A document that lacks something is written all the same; what it lacks is said.
+fn write_conformance() -> Result<ExitCode> {
+    let made = conformance::make(house::root()).context("read the sources")?;
+    let path = house::path(conformance::DOCUMENT);
+    std::fs::write(&path, made.document).with_context(|| format!("write {}", path.display()))?;
+    for complaint in &made.complaints {
+        ui::line(complaint);
+    }
+    Ok(if made.complaints.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs the task until it ends or a signal tells us to end; then the task is dropped.

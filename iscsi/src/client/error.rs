@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::io::NexusError;
 use crate::proto::{LoginError, SessionError};
 use crate::scsi::inquiry::DeviceType;
 use crate::scsi::{Sense, Status, Violation};
@@ -21,6 +22,14 @@ pub enum Error {
         during: &'static str,
         /// Why it ended; none if it had been ended in order.
         source: Option<Arc<SessionError>>,
+    },
+    /// The logical unit was away for too long, or is not the one that it was.
+    #[error("{during}: the logical unit is not reachable")]
+    Nexus {
+        /// What was being done.
+        during: &'static str,
+        /// Why.
+        source: Arc<NexusError>,
     },
     /// The target has no such logical unit.
     #[error(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Error, Patience};
-use crate::io::{Command, Completion, Driver, Stream};
+use crate::io::{Command, Completion, Driver, Event, Network, Nexus, Stream};
 use crate::scsi::Verdict;
 
 /// Carries one SCSI command to the target and brings its answer.
@@ -46,6 +46,38 @@ impl<S: Stream> Execute for Driver<S> {
                 })?;
             if waiting.is_none() && completion.token == TOKEN {
                 return Ok(completion);
+            }
+        }
+    }
+}
+
+/// For a nexus that nobody else submits to meanwhile: what else it tells is dropped, its log says it.
+impl<N: Network> Execute for Nexus<N> {
+    async fn execute(
+        &mut self,
+        during: &'static str,
+        command: Command,
+    ) -> Result<Completion, Error> {
+        let mut waiting = Some(command);
+        loop {
+            if let Some(command) = waiting.take() {
+                waiting = self.submit(TOKEN, command).err();
+            }
+            match poll_fn(|cx| self.poll_event(cx)).await {
+                Event::Completed(completion) if waiting.is_none() && completion.token == TOKEN => {
+                    return Ok(completion);
+                }
+                Event::Failed(failed) if waiting.is_none() && failed.token == TOKEN => {
+                    return Err(Error::Nexus {
+                        during,
+                        source: failed.cause,
+                    });
+                }
+                Event::Completed(_)
+                | Event::Failed(_)
+                | Event::Lost(_)
+                | Event::Reinstated(_)
+                | Event::Expired(_) => {}
             }
         }
     }

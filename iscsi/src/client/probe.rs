@@ -23,7 +23,7 @@ use crate::scsi::inquiry::{DeviceType, PeripheralQualifier};
 use crate::scsi::mode::{self, ModeParameters};
 use crate::scsi::sense::code;
 use crate::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Designator, Provisioning};
-use crate::scsi::{Capacity, Cdb, Inquiry, LunAddress, SenseKey, Violation};
+use crate::scsi::{Capacity, Cdb, Identity, Inquiry, LunAddress, SenseKey, Violation};
 
 /// What a logical unit is and can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ pub async fn probe(carrier: &mut impl Execute, lun: u16) -> Result<LunInfo, Erro
 }
 
 impl LunInfo {
+    /// What it is known again by: the same value that an `Examination` of it gives.
+    pub fn identity(&self) -> Identity {
+        Identity::new(&self.designators, self.serial.as_deref(), &self.capacity)
+    }
+
     /// Unmapped blocks read as zeroes, as B2h or READ CAPACITY(16) say.
     pub fn unmapped_reads_zero(&self) -> bool {
         self.provisioning.unmapped_reads_zero || self.capacity.unmapped_reads_zero
@@ -169,7 +174,7 @@ impl<E: Execute> Probe<'_, E> {
             || Ok(Vec::new()),
             |data| {
                 vpd::parse_supported_pages(&data)
-                    .map_err(violation(page_name(vpd::SUPPORTED_PAGES)))
+                    .map_err(violation(vpd::question_name(vpd::SUPPORTED_PAGES)))
             },
         )
     }
@@ -200,18 +205,17 @@ impl<E: Execute> Probe<'_, E> {
 
     /// The whole page, asked for again if it was longer than thought; `None` if the unit has it not.
     async fn vpd(&mut self, code: u8) -> Result<Option<BytesMut>, Error> {
-        let during = page_name(code);
-        let mut asked = VPD_BYTES_FIRST;
+        let during = vpd::question_name(code);
+        let mut asked = vpd::PAGE_BYTES_FIRST;
         loop {
             let cdb = Cdb::inquiry_vpd(code, asked);
             let Some(data) = self.ask_optional(during, cdb, u32::from(asked)).await? else {
                 return Ok(None);
             };
-            let told = vpd::told_bytes(&data, code).map_err(violation(during))?;
-            if told <= usize::from(asked) || asked == VPD_BYTES_MAX {
-                return Ok(Some(data));
+            match vpd::ask_again(&data, code, asked).map_err(violation(during))? {
+                Some(longer) => asked = longer,
+                None => return Ok(Some(data)),
             }
-            asked = u16::try_from(told).unwrap_or(u16::MAX).min(VPD_BYTES_MAX);
         }
     }
 
@@ -279,7 +283,9 @@ impl<E: Execute> Vpd<'_, '_, E> {
         let Some(data) = self.probe.vpd(code).await? else {
             return Ok(None);
         };
-        parse(&data).map(Some).map_err(violation(page_name(code)))
+        parse(&data)
+            .map(Some)
+            .map_err(violation(vpd::question_name(code)))
     }
 }
 
@@ -292,24 +298,8 @@ fn violation(during: &'static str) -> impl FnOnce(Violation) -> Error {
     move |source| Error::Violation { during, source }
 }
 
-fn page_name(code: u8) -> &'static str {
-    match code {
-        vpd::SUPPORTED_PAGES => "INQUIRY of VPD page 00h",
-        vpd::UNIT_SERIAL_NUMBER => "INQUIRY of VPD page 80h",
-        vpd::DEVICE_IDENTIFICATION => "INQUIRY of VPD page 83h",
-        vpd::BLOCK_LIMITS => "INQUIRY of VPD page B0h",
-        vpd::BLOCK_DEVICE_CHARACTERISTICS => "INQUIRY of VPD page B1h",
-        vpd::LOGICAL_BLOCK_PROVISIONING => "INQUIRY of VPD page B2h",
-        _ => "INQUIRY of a VPD page",
-    }
-}
-
 /// Up to the version descriptors, which nobody here reads.
 const INQUIRY_BYTES: u16 = 96;
-/// Old units take one byte of allocation length; all pages that we read fit in, but for long lists of designators.
-const VPD_BYTES_FIRST: u16 = 255;
-/// A page 83h longer than that is not one that an array sends.
-const VPD_BYTES_MAX: u16 = 8192;
 /// Some units answer no other lengths than those that other initiators use; this one is the most common.
 const MODE_BYTES: u8 = 192;
 
@@ -317,6 +307,7 @@ const MODE_BYTES: u8 = 192;
 mod tests {
     use super::super::execute::tests::Script;
     use super::*;
+    use crate::scsi::examination::{Examination, Progress};
     use crate::scsi::{Lba, Status};
 
     fn inquiry(first: u8) -> Vec<u8> {
@@ -370,6 +361,40 @@ mod tests {
             info.to_string(),
             "ACME VOLUME 1.0, 2097152 bytes in blocks of 512 bytes, naa.6001020304050607"
         );
+    }
+
+    /// The gate compares what one saw with what the other recorded.
+    #[tokio::test(start_paused = true)]
+    async fn probe_and_examination_see_the_same_identity() {
+        for pages in [&[0x00, 0x80, 0x83][..], &[0x00, 0x80], &[0x00, 0x83], &[]] {
+            let mut script = Script::default()
+                .good(&inquiry(0))
+                .good(&[])
+                .good(&page(0x00, pages));
+            if pages.contains(&0x80) {
+                script = script.good(&page(0x80, b" sn-1 "));
+            }
+            if pages.contains(&0x83) {
+                script = script.good(&page(0x83, &designator(&[0x60, 1, 2, 3, 4, 5, 6, 7])));
+            }
+            let mut script = script.good(&capacity()).good(&[3, 0, 0, 0]);
+            let identity = probe(&mut script, 1).await.unwrap().identity();
+
+            let mut examination = Examination::new(LunAddress::from_number(1), Some(identity));
+            let mut progress = Progress::Ask;
+            while let Some((cdb, _)) = examination.poll_command() {
+                let data = match (cdb.0[0], cdb.0[2]) {
+                    (0x12, 0x00) => page(0x00, pages),
+                    (0x12, 0x80) => page(0x80, b" sn-1 "),
+                    (0x12, _) => page(0x83, &designator(&[0x60, 1, 2, 3, 4, 5, 6, 7])),
+                    (0x9E, _) => capacity(),
+                    _ => Vec::new(),
+                };
+                let answer = examination.handle_answer(Status::GOOD, None, &data);
+                progress = answer.unwrap();
+            }
+            assert!(matches!(progress, Progress::Known(_)), "{pages:02X?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

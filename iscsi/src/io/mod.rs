@@ -11,8 +11,9 @@
 //!    `take_unfinished` after the end: bytes on their way out are never the caller's to change.
 //! 2. In the steady state nothing is allocated for an I/O, and payload is not copied on its way out.
 //!
-//! It does not reconnect and does not repeat commands: whoever owns it decides that. A command that is
-//! not answered in time is aborted, or takes the session with it (`proto::Timeouts`).
+//! It does not reconnect and does not repeat commands. A command that is not answered in time is aborted, or takes the
+//! session with it (`proto::Timeouts`). `Nexus` does reconnect: one logical unit over sessions that come and go, with
+//! the same way of being polled.
 //!
 //! ```no_run
 //! use iscsi::io::{Command, Data, Driver};
@@ -45,6 +46,7 @@ mod discover;
 mod driver;
 mod line;
 mod network;
+mod nexus;
 mod receiver;
 mod slots;
 mod transmitter;
@@ -56,6 +58,9 @@ use crate::scsi::{Cdb, LunAddress, Sense, Status};
 pub use discover::{discover, discover_over};
 pub use driver::Driver;
 pub use network::{Network, Stream, Tcp};
+#[cfg(feature = "hazards")]
+pub use nexus::Hazards;
+pub use nexus::{Event, Failed, Nexus, NexusError, NexusParams, Path, Reinstated};
 
 /// What a command carries besides its CDB.
 #[derive(Debug)]
@@ -66,6 +71,18 @@ pub enum Data {
     Out(Bytes),
     /// From the target: the buffer's `len()` is the expected data transfer length; filled in place.
     In(BytesMut),
+}
+
+impl Data {
+    /// How many bytes, in whichever direction; `None` if a command cannot name so many.
+    pub fn bytes(&self) -> Option<u32> {
+        u32::try_from(match self {
+            Self::None => 0,
+            Self::Out(data) => data.len(),
+            Self::In(buffer) => buffer.len(),
+        })
+        .ok()
+    }
 }
 
 /// One SCSI command for one logical unit.

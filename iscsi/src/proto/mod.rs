@@ -18,6 +18,7 @@ pub mod chap;
 pub mod discovery;
 pub mod login;
 pub mod negotiation;
+pub mod recovery;
 pub mod session;
 
 mod error;

@@ -8,10 +8,13 @@
 //! 2. Only `units` multiplies or divides blocks by bytes.
 //! 3. Reserved bits are written zero and ignored when read.
 //!
-//! It sends nothing: `io` carries commands, `client::probe` decides what to ask.
+//! It sends nothing: `io` carries commands, `client::probe` decides what to ask; `examination` is the short form of
+//! that, without I/O, for those who replay commands after a new login.
 
 pub mod capacity;
 pub mod cdb;
+pub mod examination;
+pub mod identity;
 pub mod inquiry;
 pub mod lun;
 pub mod mode;
@@ -25,6 +28,8 @@ mod field;
 
 pub use capacity::Capacity;
 pub use cdb::Cdb;
+pub use examination::Examination;
+pub use identity::Identity;
 pub use inquiry::Inquiry;
 pub use lun::LunAddress;
 pub use sense::{Sense, SenseKey};

@@ -210,6 +210,8 @@ pub mod code {
     pub const SPACE_ALLOCATION_FAILED: (u8, u8) = (0x27, 0x07);
     /// Power came on: what a volatile cache held is gone.
     pub const POWER_ON_OCCURRED: (u8, u8) = (0x29, 0x01);
+    /// Reset inside of the device: likewise.
+    pub const DEVICE_INTERNAL_RESET: (u8, u8) = (0x29, 0x04);
     /// The capacity is another one.
     pub const CAPACITY_DATA_HAS_CHANGED: (u8, u8) = (0x2A, 0x09);
     /// Protocol service CRC error: the data was mangled on its way.

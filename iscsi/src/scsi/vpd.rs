@@ -35,6 +35,11 @@ pub const LOGICAL_BLOCK_PROVISIONING: u8 = 0xB2;
 
 /// Bytes before the content of every page.
 pub const HEADER_BYTES: u16 = 4;
+/// What a page is first asked for with: old units take one byte of allocation length, and all pages that we read fit
+/// in, but for long lists of designators.
+pub const PAGE_BYTES_FIRST: u16 = 255;
+/// The most that a page is asked for with: a page 83h longer than that is not one that an array sends.
+pub const PAGE_BYTES_MAX: u16 = 8192;
 
 /// The length of a whole page, header included, as its header tells it; at least four bytes are needed.
 ///
@@ -57,6 +62,37 @@ pub fn told_bytes(data: &[u8], code: u8) -> Result<usize, Violation> {
         });
     }
     Ok(header + usize::from(u16_at(data, 2)))
+}
+
+/// The allocation length to ask for the page again with, if it is longer than the `asked` bytes; `None` if what came
+/// is to be taken. A page that grows at every question is taken at the third.
+///
+/// # Errors
+/// As for `told_bytes`.
+pub fn ask_again(data: &[u8], code: u8, asked: u16) -> Result<Option<u16>, Violation> {
+    let told = told_bytes(data, code)?;
+    if told <= usize::from(asked) || asked >= PAGE_BYTES_MAX {
+        return Ok(None);
+    }
+    let told = u16::try_from(told).unwrap_or(u16::MAX).min(PAGE_BYTES_MAX);
+    Ok(Some(if asked <= PAGE_BYTES_FIRST {
+        told
+    } else {
+        PAGE_BYTES_MAX
+    }))
+}
+
+/// What an INQUIRY of the page is called in errors.
+pub fn question_name(code: u8) -> &'static str {
+    match code {
+        SUPPORTED_PAGES => "INQUIRY of VPD page 00h",
+        UNIT_SERIAL_NUMBER => "INQUIRY of VPD page 80h",
+        DEVICE_IDENTIFICATION => "INQUIRY of VPD page 83h",
+        BLOCK_LIMITS => "INQUIRY of VPD page B0h",
+        BLOCK_DEVICE_CHARACTERISTICS => "INQUIRY of VPD page B1h",
+        LOGICAL_BLOCK_PROVISIONING => "INQUIRY of VPD page B2h",
+        _ => "INQUIRY of a VPD page",
+    }
 }
 
 /// Page 00h: the page codes that the logical unit has.
@@ -172,6 +208,10 @@ impl DesignatorKind {
     pub const EUI_64: Self = Self(0x2);
     /// NAA.
     pub const NAA: Self = Self(0x3);
+    /// Relative target port identifier: which port of the target it is that was asked.
+    pub const RELATIVE_TARGET_PORT: Self = Self(0x4);
+    /// Target port group: the key into REPORT TARGET PORT GROUPS.
+    pub const TARGET_PORT_GROUP: Self = Self(0x5);
     /// SCSI name string.
     pub const SCSI_NAME: Self = Self(0x8);
     /// UUID.
@@ -417,6 +457,17 @@ mod tests {
         data.push(0x01);
         data[3] += 1;
         assert_eq!(parse_designators(&data), beyond);
+    }
+
+    #[test]
+    fn a_page_is_asked_for_three_times_at_most() {
+        let told = |bytes: u16| [0, 0x83, bytes.to_be_bytes()[0], bytes.to_be_bytes()[1]];
+        assert_eq!(ask_again(&told(251), 0x83, 255), Ok(None));
+        assert_eq!(ask_again(&told(252), 0x83, 255), Ok(Some(256)));
+        assert_eq!(ask_again(&told(0xFFFF), 0x83, 255), Ok(Some(8192)));
+        assert_eq!(ask_again(&told(253), 0x83, 256), Ok(Some(8192)));
+        assert_eq!(ask_again(&told(0xFFFF), 0x83, 8192), Ok(None));
+        assert!(ask_again(&told(252), 0x80, 255).is_err());
     }
 
     #[test]

@@ -6,6 +6,8 @@ use iscsi::scsi::mode::ModeParameters;
 use iscsi::scsi::{BlockLength, Blocks, Status};
 use proptest::prelude::*;
 
+use std::time::Duration;
+
 use super::super::limits::tests::{info, thin};
 use super::*;
 
@@ -560,16 +562,15 @@ fn zeroes_are_sent_where_write_same_turns_out_not_to_work() {
     assert_eq!(range(&bed.command().1), (WRITE, 0, 1));
 }
 
+// E11
 #[test]
-fn after_the_loss_everything_fails_and_nothing_leaves() {
+fn what_will_not_be_answered_fails_once_and_later_requests_go_on() {
     let mut bed = Bed::of(&thin());
     let out = bed.read(0, 512);
-    let busy = bed.write(0, 65 * 512, false);
-    let mut commands = bed.commands();
-    let last = commands.pop().unwrap();
-    bed.answer(last, Status::BUSY, None);
-    let queued = bed.submit(0, Operation::Flush);
-    bed.machine.handle_lost();
+    let both = bed.write(0, 65 * 512, false);
+    for (task, _) in bed.commands() {
+        bed.machine.handle_failed(task);
+    }
     let mut ended: Vec<u64> = std::iter::from_fn(|| bed.machine.poll_completion())
         .map(|done| {
             assert_eq!(done.result, Err(ErrorKind::Io));
@@ -577,34 +578,22 @@ fn after_the_loss_everything_fails_and_nothing_leaves() {
         })
         .collect();
     ended.sort_unstable();
-    assert_eq!(ended, [out, busy, queued]);
-    let late = bed.read(0, 512);
-    bed.ended_with(late, ErrorKind::Io);
-    bed.now += Duration::from_mins(1);
-    assert!(bed.commands().is_empty());
+    assert_eq!(ended, [out, both]);
     assert_eq!(bed.machine.free_slots(), REQUESTS_MAX);
+    let later = bed.write(0, 512, false);
+    let command = bed.command();
+    bed.good(command);
+    bed.ended_well(later);
 }
 
 #[test]
-fn a_command_that_is_never_answered_is_noticed() {
-    let mut bed = Bed::of(&info());
-    assert_eq!(bed.machine.poll_deadline(), None);
-    bed.read(0, 512);
-    let silent = bed.command();
-    let begin = bed.now;
-    let mut looks = 0;
-    loop {
-        bed.now = bed.machine.poll_deadline().expect("something is out");
-        looks += 1;
-        if bed.machine.handle_time(bed.now) {
-            break;
-        }
-    }
-    assert_eq!((bed.now - begin, looks), (Duration::from_mins(2), 12));
-    bed.good(silent);
-    bed.now += LOOK_INTERVAL;
-    assert!(!bed.machine.handle_time(bed.now));
-    assert_eq!(bed.machine.poll_deadline(), None);
+fn power_that_was_lost_meanwhile_is_told_by_the_next_flush() {
+    let mut bed = Bed::of(&thin());
+    bed.machine.handle_power_lost();
+    let flush = bed.submit(0, Operation::Flush);
+    let command = bed.command();
+    bed.good(command);
+    bed.ended_with(flush, ErrorKind::Io);
 }
 
 #[test]

@@ -1,16 +1,9 @@
 //! The in-process target when it is told to misbehave, and where it must be strict: seen by an initiator made of
 //! bare headers, so that nothing is hidden.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy takes the helpers of tests for something else"
-)]
-
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use support::target::{Builder, Disk, Export, Fault, Target};
+use support::target::{Builder, Disk, Export, Fault, Raw, Target};
 
 const IQN: &str = "iqn.2026-11.test:faulty";
 const READ_CAPACITY: [u8; 10] = [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -197,7 +190,8 @@ fn pings_and_logout_requests_go_out_and_removal_cuts() {
     target.add(Export::new("iqn.2026-11.test:more"));
     assert!(target.remove(IQN) && !target.remove(IQN));
     assert!(raw.receive_unsolicited().is_none());
-    assert_eq!(Raw::try_login(&target, 1).unwrap_err().1, 3);
+    let refused = Raw::connect(target.address(), IQN, 1).unwrap_err();
+    assert_eq!(refused.1, 3);
     assert_eq!(target.violations(), Vec::<String>::new());
 }
 
@@ -232,125 +226,4 @@ fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
 
 fn word(bhs: &[u8; 48], at: usize) -> u32 {
     u32::from_be_bytes([bhs[at], bhs[at + 1], bhs[at + 2], bhs[at + 3]])
-}
-
-/// An initiator of bare headers: no digests, one command at a time.
-#[derive(Debug)]
-struct Raw {
-    stream: TcpStream,
-    cmd_sn: u32,
-    exp_stat_sn: u32,
-    itt: u32,
-}
-
-impl Raw {
-    fn login(target: &Target) -> Self {
-        Self::try_login(target, 1).unwrap()
-    }
-
-    /// The last byte of the ISID is told; what is refused comes back as class, detail and text.
-    fn try_login(target: &Target, isid: u8) -> Result<Self, (u8, u8, String)> {
-        let stream = TcpStream::connect(target.address()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
-        let mut raw = Self {
-            stream,
-            cmd_sn: 100,
-            exp_stat_sn: 0,
-            itt: 1,
-        };
-        let text = format!(
-            "InitiatorName=iqn.2026-11.test:raw\0SessionType=Normal\0TargetName={IQN}\0InitialR2T=No\0ImmediateData=Yes\0"
-        );
-        let mut bhs = [0; 48];
-        (bhs[0], bhs[1]) = (0x43, 0x87);
-        (bhs[8], bhs[13]) = (0x80, isid);
-        bhs[24..28].copy_from_slice(&raw.cmd_sn.to_be_bytes());
-        raw.send(bhs, text.as_bytes());
-        let Some((bhs, data)) = raw.receive() else {
-            return Err((0, 0, "closed".into()));
-        };
-        if bhs[36] != 0 {
-            let text = String::from_utf8(data).unwrap();
-            return Err((bhs[36], bhs[37], text.trim_end_matches('\0').to_owned()));
-        }
-        assert_eq!((bhs[0], bhs[1]), (0x23, 0x87));
-        Ok(raw)
-    }
-
-    fn command(&mut self, cdb: &[u8], expected: u32) -> ([u8; 48], Vec<u8>) {
-        self.send_command(cdb, expected, &[]);
-        self.receive().unwrap()
-    }
-
-    /// An immediate ping and its answer.
-    fn echo(&mut self) {
-        let mut bhs = [0; 48];
-        (bhs[0], bhs[1]) = (0x40, 0x80);
-        bhs[16..20].copy_from_slice(b"echo");
-        bhs[20..24].fill(0xff);
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        self.send(bhs, &[]);
-        let (answer, _) = self.receive_unsolicited().unwrap();
-        assert_eq!((answer[0], &answer[16..20]), (0x20, &b"echo"[..]));
-    }
-
-    /// Writes to LBA 0 with immediate data.
-    fn send_write(&mut self, data: &[u8]) {
-        let length = u32::try_from(data.len()).unwrap();
-        self.send_command(&[0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0], length, data);
-    }
-
-    fn send_command(&mut self, cdb: &[u8], expected: u32, data: &[u8]) {
-        let mut bhs = [0; 48];
-        let direction = match (expected, data.is_empty()) {
-            (0, _) => 0,
-            (_, true) => 0x40,
-            (_, false) => 0x20,
-        };
-        (bhs[0], bhs[1], bhs[9]) = (0x01, 0x81 | direction, 1);
-        self.itt += 1;
-        bhs[16..20].copy_from_slice(&self.itt.to_be_bytes());
-        bhs[20..24].copy_from_slice(&expected.to_be_bytes());
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        bhs[32..32 + cdb.len()].copy_from_slice(cdb);
-        self.cmd_sn = self.cmd_sn.wrapping_add(1);
-        self.send(bhs, data);
-    }
-
-    fn send(&mut self, mut bhs: [u8; 48], data: &[u8]) {
-        bhs[28..32].copy_from_slice(&self.exp_stat_sn.to_be_bytes());
-        let length = u32::try_from(data.len()).unwrap().to_be_bytes();
-        bhs[5..8].copy_from_slice(&length[1..]);
-        let mut bytes = bhs.to_vec();
-        bytes.extend(data);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        self.stream.write_all(&bytes).unwrap();
-    }
-
-    /// The next answer; `None` if the connection is closed. What only tells the window is passed over.
-    fn receive(&mut self) -> Option<([u8; 48], Vec<u8>)> {
-        loop {
-            let (bhs, data) = self.receive_unsolicited()?;
-            if bhs[0] != 0x20 {
-                return Some((bhs, data));
-            }
-        }
-    }
-
-    /// The next PDU, whatever it is.
-    fn receive_unsolicited(&mut self) -> Option<([u8; 48], Vec<u8>)> {
-        let mut bhs = [0; 48];
-        self.stream.read_exact(&mut bhs).ok()?;
-        let length = usize::try_from(u32::from_be_bytes([0, bhs[5], bhs[6], bhs[7]])).unwrap();
-        let mut data = vec![0; length.next_multiple_of(4)];
-        self.stream.read_exact(&mut data).ok()?;
-        data.truncate(length);
-        // A NOP-In that wants nothing takes no StatSN, nor does an R2T.
-        if bhs[0] != 0x20 && bhs[0] != 0x31 {
-            self.exp_stat_sn = word(&bhs, 24).wrapping_add(1);
-        }
-        Some((bhs, data))
-    }
 }

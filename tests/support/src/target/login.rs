@@ -49,6 +49,9 @@ pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, E
         if let Ended::Violation(what) = ended {
             shared.violation(what.clone());
         }
+        if matches!(ended, Ended::Shut) {
+            return result;
+        }
         // A refusal is still to be read by the initiator; a welcome leaves when the session is entered in the list.
         let _ = login.link.flush().await;
     }

@@ -10,6 +10,8 @@
 //! 2. Dropping the handle ends the thread and all connections.
 
 mod chap;
+mod compose;
+mod detour;
 mod disk;
 mod faults;
 mod keys;
@@ -18,9 +20,13 @@ mod login;
 mod opcodes;
 mod pages;
 mod pdu;
+mod raw;
+mod record;
+mod script;
 mod scsi;
 mod session;
 mod shared;
+mod tap;
 mod transfer;
 
 use std::net::{SocketAddr, TcpListener};
@@ -31,12 +37,19 @@ use std::time::{Duration, Instant};
 
 use tokio_util::task::TaskTracker;
 
+pub use compose::{fixed_sense, text};
 pub use disk::{Counts, Disk};
 pub use faults::Fault;
+pub use pdu::{Bhs, CONTINUE, FINAL, NO_TAG, Pdu, at, lun_bytes, lun_number, op};
+pub use raw::{Raw, Refused};
+pub use record::Record;
+pub use script::{LoginSeen, Peer, Script};
 pub use shared::{Export, SessionInfo};
+pub use tap::{Direction, Gate, Seen, Step, Verdict};
 
 use keys::Settings;
 use shared::{Order, Shared};
+use tap::Wire;
 
 /// A running target process: one portal, any number of targets.
 ///
@@ -64,6 +77,7 @@ impl Target {
         Builder {
             listen: "127.0.0.1:0".to_owned(),
             settings: Settings::default(),
+            wire: Arc::default(),
             export: Export::new("iqn.2026-11.org.cinder-nbd.test:disk"),
             more: Vec::new(),
             bare: false,
@@ -112,24 +126,65 @@ impl Target {
         let window = matches!(fault, Fault::Window(_));
         self.shared.faults.inject(fault);
         if window {
-            self.shared.order(Order::Window);
+            self.shared.order(&Order::Window);
         }
     }
 
-    /// Behaves again, and tells every session its window.
+    /// From now on asks `tap` about each PDU of either side, on every connection. It must not call back into this
+    /// target; of several taps the first that does not pass a PDU decides.
+    ///
+    /// ```
+    /// use support::target::{Target, Verdict, op};
+    ///
+    /// let target = Target::builder().start_blocking();
+    /// target.tap(|seen| {
+    ///     if seen.sent(op::NOP_IN) {
+    ///         Verdict::drop()
+    ///     } else {
+    ///         Verdict::Pass
+    ///     }
+    /// });
+    /// ```
+    pub fn tap(&self, tap: impl FnMut(&Seen) -> Verdict + Send + 'static) {
+        self.shared.wire.tap(Box::new(tap));
+    }
+
+    /// Does something to the nth PDU (from 1) for which `which` holds, and then no more.
+    pub fn strike(
+        &self,
+        nth: u64,
+        which: impl Fn(&Seen) -> bool + Send + 'static,
+        verdict: impl FnOnce(&Seen) -> Verdict + Send + 'static,
+    ) {
+        self.shared.wire.strike(nth, which, verdict);
+    }
+
+    /// The record of all PDUs, begun with the first call (or with the builder's).
+    pub fn record(&self) -> Record {
+        self.shared.wire.record()
+    }
+
+    /// Sends a PDU on every session. Numbered like an answer, if told so; else as it is and past every tap.
+    pub fn send(&self, pdu: Pdu, numbered: bool) {
+        let pdu = Box::new(pdu);
+        self.shared.order(&Order::Send { pdu, numbered });
+    }
+
+    /// Behaves again: no faults and no taps; every session is told its window.
     pub fn clear_faults(&self) {
+        self.shared.wire.clear();
         self.shared.faults.clear();
-        self.shared.order(Order::Window);
+        self.shared.order(&Order::Window);
     }
 
     /// Sends each session a NOP-In that wants an answer; `pongs` counts those.
     pub fn ping(&self) {
-        self.shared.order(Order::Ping);
+        self.shared.order(&Order::Ping);
     }
 
     /// Asks each session to log out within so many seconds (asynchronous message 1).
     pub fn request_logout(&self, seconds: u16) {
-        self.shared.order(Order::LogoutRequest(seconds));
+        self.shared.order(&Order::LogoutRequest(seconds));
     }
 
     /// Cuts every session's connection without a word.
@@ -232,6 +287,7 @@ impl Drop for Target {
 pub struct Builder {
     listen: String,
     settings: Settings,
+    wire: Arc<Wire>,
     export: Export,
     more: Vec<Export>,
     bare: bool,
@@ -284,6 +340,20 @@ impl Builder {
     #[must_use]
     pub fn without_export(mut self) -> Self {
         self.bare = true;
+        self
+    }
+
+    /// As `Target::tap`, from the first connection on.
+    #[must_use]
+    pub fn tap(self, tap: impl FnMut(&Seen) -> Verdict + Send + 'static) -> Self {
+        self.wire.tap(Box::new(tap));
+        self
+    }
+
+    /// Records all PDUs from the first connection on (`Target::record`).
+    #[must_use]
+    pub fn record(self) -> Self {
+        self.wire.record();
         self
     }
 
@@ -387,7 +457,7 @@ impl Builder {
             .set_nonblocking(true)
             .expect("a listener can be made non-blocking");
         let address = listener.local_addr().expect("a listener has an address");
-        let shared = Arc::new(Shared::new(self.settings, address.to_string()));
+        let shared = Arc::new(Shared::new(self.settings, address.to_string(), self.wire));
         if !self.bare {
             shared.add(self.export);
         }
@@ -417,6 +487,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let listener =
         tokio::net::TcpListener::from_std(listener).expect("the listener is non-blocking");
     let connections = TaskTracker::new();
+    let mut number = 0;
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => break,
@@ -429,7 +500,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         // Answers are written in one piece already.
         let _ = stream.set_nodelay(true);
-        connections.spawn(session::serve(stream, Arc::clone(&shared)));
+        number += 1;
+        connections.spawn(session::serve(stream, number, Arc::clone(&shared)));
     }
     connections.close();
     connections.wait().await;

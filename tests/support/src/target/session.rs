@@ -24,26 +24,37 @@ use super::shared::{Live, Order, Place, SessionInfo, Shared};
 use super::transfer::Transfers;
 
 /// Serves a connection from its first byte to its last.
-pub(super) async fn serve(stream: tokio::net::TcpStream, shared: Arc<Shared>) {
-    let mut link = Link::new(stream);
+pub(super) async fn serve(stream: tokio::net::TcpStream, number: u64, shared: Arc<Shared>) {
+    let mut link = Link::new(stream, number, Arc::clone(&shared.wire));
     let entered = tokio::select! {
         () = shared.stop.cancelled() => return,
         entered = login(&mut link, &shared) => entered,
     };
     // Why a login failed is noted there.
-    if let Ok(entered) = entered {
-        let place = shared.enter(SessionInfo {
-            initiator: entered.initiator.clone(),
-            target: entered
-                .export
-                .as_ref()
-                .map(|export| export.iqn().to_owned()),
-            isid: entered.isid,
-            tsih: entered.tsih,
-        });
-        Session::new(link, Arc::clone(&shared), entered)
-            .run(place)
-            .await;
+    let ended = match entered {
+        Err(ended) => ended,
+        Ok(entered) => {
+            let place = shared.enter(SessionInfo {
+                initiator: entered.initiator.clone(),
+                target: entered
+                    .export
+                    .as_ref()
+                    .map(|export| export.iqn().to_owned()),
+                isid: entered.isid,
+                tsih: entered.tsih,
+            });
+            let (ended, left) = Session::new(link, Arc::clone(&shared), entered)
+                .run(place)
+                .await;
+            link = left;
+            ended
+        }
+    };
+    if matches!(ended, Ended::Shut) {
+        tokio::select! {
+            () = shared.stop.cancelled() => {}
+            () = link.farewell() => {}
+        }
     }
 }
 
@@ -108,10 +119,15 @@ impl Session {
     }
 
     /// What was wrong is noted before the session is seen to end.
-    async fn run(mut self, mut place: Place) {
-        if let Err(Ended::Violation(what)) = self.serve(&mut place).await {
-            self.broke(what);
+    async fn run(mut self, mut place: Place) -> (Ended, Link) {
+        let ended = match self.serve(&mut place).await {
+            Ok(()) => Ended::Ours,
+            Err(ended) => ended,
+        };
+        if let Ended::Violation(what) = &ended {
+            self.broke(what.clone());
         }
+        (ended, self.link)
     }
 
     async fn serve(&mut self, place: &mut Place) -> Result<(), Ended> {
@@ -144,7 +160,7 @@ impl Session {
                 biased;
                 () = place.cancel.cancelled() => return Ok(()),
                 order = place.orders.recv() => if let Some(order) = order {
-                    self.obey(order);
+                    self.obey(&order);
                 },
                 moved = self.link.progress() => moved?,
             }
@@ -291,7 +307,7 @@ impl Session {
     }
 
     fn on_nop(&mut self, pdu: &Pdu) {
-        if pdu.word20() != NO_TAG {
+        if pdu.ttt() != NO_TAG {
             // RFC 7143 §11.18: the answer to our ping has no task tag of its own unless it is one too.
             self.shared.pongs.fetch_add(1, Ordering::Relaxed);
             if !pdu.immediate() && pdu.itt() == NO_TAG {
@@ -318,7 +334,7 @@ impl Session {
         });
         // RFC 7143 §11.6.1: 0 complete, 1 no such task, 2 no such LUN, 4 reassignment not supported, 5 not supported.
         let response = match function {
-            1 => u8::from(!self.transfers.abort(pdu.word20())),
+            1 => u8::from(!self.transfers.abort(pdu.ttt())),
             2 | 4 | 5 if unit.is_none() => 2,
             2 | 4 => {
                 self.transfers.abort_lun(pdu.lun_bytes());
@@ -352,8 +368,8 @@ impl Session {
 
     fn on_text(&mut self, pdu: &Pdu) {
         let mut text = match self.text.take() {
-            Some((tag, rest)) if tag == pdu.word20() => rest,
-            _ if pdu.word20() != NO_TAG => return self.reject(pdu, 9),
+            Some((tag, rest)) if tag == pdu.ttt() => rest,
+            _ if pdu.ttt() != NO_TAG => return self.reject(pdu, 9),
             _ => {
                 let mut text = Vec::new();
                 for (key, value) in super::keys::pairs(&pdu.data).unwrap_or_default() {
@@ -407,13 +423,19 @@ impl Session {
         self.closing = true;
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: &Order) {
         if self.shared.faults.is_silent() {
             return;
         }
+        if let Order::Send { pdu, numbered } = order {
+            if *numbered {
+                return self.send(pdu.bhs, &pdu.data);
+            }
+            return self.link.leave(vec![super::tap::Step::Pdu(*pdu.clone())]);
+        }
         let mut bhs = match order {
             Order::Ping | Order::Window => header(op::NOP_IN, NO_TAG),
-            Order::LogoutRequest(_) => header(op::ASYNC, NO_TAG),
+            Order::LogoutRequest(_) | Order::Send { .. } => header(op::ASYNC, NO_TAG),
         };
         set_word(&mut bhs, 20, NO_TAG);
         match order {
@@ -421,7 +443,7 @@ impl Session {
                 let tag = self.tag();
                 set_word(&mut bhs, 20, tag);
             }
-            Order::Window => {}
+            Order::Window | Order::Send { .. } => {}
             Order::LogoutRequest(seconds) => {
                 bhs[36] = 1;
                 bhs[42..44].copy_from_slice(&seconds.to_be_bytes());

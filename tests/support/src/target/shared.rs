@@ -17,7 +17,9 @@ use super::disk::Disk;
 use super::faults::Faults;
 use super::keys::Settings;
 use super::link::Ended;
+use super::pdu::Pdu;
 use super::scsi::Sense;
+use super::tap::Wire;
 
 /// A target to be exported: a name, who may log in, and its disks.
 #[derive(Clone, Debug)]
@@ -147,8 +149,10 @@ impl Unit {
 }
 
 /// What a session is asked from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
+    /// A PDU as it is; numbered like an answer if told so.
+    Send { pdu: Box<Pdu>, numbered: bool },
     /// A NOP-In that wants an answer.
     Ping,
     /// Asynchronous message 1: log out within so many seconds.
@@ -169,6 +173,7 @@ struct Entry {
 pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) faults: Faults,
+    pub(super) wire: Arc<Wire>,
     pub(super) portal: String,
     pub(super) logins: AtomicU64,
     pub(super) pongs: AtomicU64,
@@ -180,10 +185,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings, portal: String) -> Self {
+    pub(super) fn new(settings: Settings, portal: String, wire: Arc<Wire>) -> Self {
         Self {
             settings,
             faults: Faults::default(),
+            wire,
             portal,
             logins: AtomicU64::new(0),
             pongs: AtomicU64::new(0),
@@ -242,9 +248,9 @@ impl Shared {
     }
 
     /// An order to each session; one whose queue is full has enough to do.
-    pub(super) fn order(&self, order: Order) {
+    pub(super) fn order(&self, order: &Order) {
         for entry in &*lock(&self.sessions) {
-            let _ = entry.orders.try_send(order);
+            let _ = entry.orders.try_send(order.clone());
         }
     }
 

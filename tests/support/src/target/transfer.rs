@@ -124,7 +124,7 @@ impl Session {
         let expected = if pdu.flags() & WRITE == 0 {
             0
         } else {
-            size(pdu.word20())
+            size(pdu.expected())
         };
         self.check_unsolicited(pdu, expected);
         if scsi::wants_all(cdb[0]) && expected != planned {
@@ -169,7 +169,7 @@ impl Session {
             .iter()
             .position(|task| task.itt == pdu.itt())
         else {
-            if pdu.word20() != NO_TAG && !self.transfers.ended.contains(&pdu.itt()) {
+            if pdu.ttt() != NO_TAG && !self.transfers.ended.contains(&pdu.itt()) {
                 self.broke(format!("Data-Out for no task, tag {:#x}", pdu.itt()));
                 // RFC 7143 §11.17.1: invalid PDU field.
                 self.reject(pdu, 9);
@@ -177,7 +177,7 @@ impl Session {
             return;
         };
         let task = &mut self.transfers.tasks[index];
-        let wrong = if pdu.word20() == NO_TAG {
+        let wrong = if pdu.ttt() == NO_TAG {
             let first_burst = size(self.entered.agreed.first_burst);
             unsolicited(task, pdu, first_burst)
         } else {
@@ -257,7 +257,7 @@ impl Session {
         let expected = if pdu.flags() & READ == 0 {
             0
         } else {
-            size(pdu.word20())
+            size(pdu.expected())
         };
         let total = bytes.min(expected);
         let (over, under) = (
@@ -366,8 +366,8 @@ fn unsolicited(task: &mut Task, pdu: &Pdu, first_burst: usize) -> Result<(), Str
 fn solicited(task: &mut Task, pdu: &Pdu) -> Result<(), String> {
     let lun = task.lun;
     let got = task.got;
-    let Some(r2t) = task.r2ts.front_mut().filter(|r2t| r2t.tag == pdu.word20()) else {
-        return Err(format!("Data-Out for no open R2T, tag {:#x}", pdu.word20()));
+    let Some(r2t) = task.r2ts.front_mut().filter(|r2t| r2t.tag == pdu.ttt()) else {
+        return Err(format!("Data-Out for no open R2T, tag {:#x}", pdu.ttt()));
     };
     if pdu.lun_bytes() != lun {
         // RFC 7143 §11.7.4: with a target tag the LUN goes along.
@@ -431,7 +431,7 @@ fn expected(pdu: &Pdu) -> usize {
     if pdu.flags() & (READ | WRITE) == 0 {
         0
     } else {
-        size(pdu.word20())
+        size(pdu.expected())
     }
 }
 

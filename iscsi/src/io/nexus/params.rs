@@ -1,0 +1,76 @@
+//! What a nexus needs to know from its owner: the session, the paths, the patience.
+
+use crate::proto::recovery::RecoveryPolicy;
+use crate::proto::{IscsiName, Misuse, Portal, SessionParams};
+use crate::scsi::LunAddress;
+
+/// One way to the logical unit.
+///
+/// Cinder gives several as `target_portals`, `target_iqns` and `target_luns`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Where.
+    pub portal: Portal,
+    /// At which target.
+    pub target_name: IscsiName,
+    /// Under which number.
+    pub lun: LunAddress,
+}
+
+/// All that a nexus needs.
+#[derive(Clone, Debug)]
+pub struct NexusParams {
+    /// For every session; portal and target name are the path's. Its ISID is kept through all reinstatements, so it
+    /// must not be used by another session of this initiator name.
+    pub session: SessionParams,
+    /// At least one; the first is tried first. Each must lead to the same logical unit, and is examined for it.
+    pub paths: Vec<Path>,
+    /// How patient.
+    pub policy: RecoveryPolicy,
+    /// Guards that are off.
+    #[cfg(feature = "hazards")]
+    pub hazards: Hazards,
+}
+
+/// Guards that a test takes away, to see that it would notice. Never for data that somebody needs.
+#[cfg(feature = "hazards")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hazards {
+    /// Each login has an ISID of its own: the target does not end the old session.
+    pub fresh_isid: bool,
+    /// No examination after a login.
+    pub no_gate: bool,
+    /// No reset of the logical unit when I/O moves to another path.
+    pub no_fence: bool,
+}
+
+impl NexusParams {
+    /// One path, as the session's parameters have it, and the default patience.
+    ///
+    /// # Errors
+    /// `Misuse::NoTarget` if the session names no target.
+    pub fn new(session: SessionParams, lun: LunAddress) -> Result<Self, Misuse> {
+        let target_name = session.target_name.clone().ok_or(Misuse::NoTarget)?;
+        let path = Path {
+            portal: session.portal.clone(),
+            target_name,
+            lun,
+        };
+        Ok(Self {
+            session,
+            paths: vec![path],
+            policy: RecoveryPolicy::default(),
+            #[cfg(feature = "hazards")]
+            hazards: Hazards::default(),
+        })
+    }
+
+    /// The parameters of a session over one of the paths.
+    pub(super) fn session_over(&self, path: &Path) -> SessionParams {
+        SessionParams {
+            portal: path.portal.clone(),
+            target_name: Some(path.target_name.clone()),
+            ..self.session.clone()
+        }
+    }
+}
