@@ -30,6 +30,7 @@ use super::network::{Network, Stream, Tcp};
 use super::receiver::Step;
 use super::slots::Slots;
 use super::{Command, Completion, Data, Digests};
+use crate::proto::login::Established;
 use crate::proto::negotiation::Agreed;
 use crate::proto::session::{self, Completed, Direction, Event, Session, TargetEvent};
 use crate::proto::{FunctionError, LoginError, Misuse, Portal, SessionError, SessionParams};
@@ -95,21 +96,26 @@ impl<S: Stream> Driver<S> {
             established,
             portal,
         } = connect::connect(network, params).await?;
+        tracing::debug!(%portal, tsih = established.tsih, agreed = ?established.agreed, "logged in");
+        Ok(Self::of(stream, &established, portal, params))
+    }
+
+    /// The driver of a connection that is logged in.
+    fn of(stream: S, established: &Established, portal: Portal, params: &SessionParams) -> Self {
         let settings = session::Settings {
             tasks: session::TASKS_MAX,
             noop_interval: params.noop_interval,
             noop_timeout: params.noop_timeout,
             timeouts: params.timeouts,
         };
-        tracing::debug!(%portal, tsih = established.tsih, agreed = ?established.agreed, "logged in");
-        let session = Session::new(&established, settings, now());
+        let session = Session::new(established, settings, now());
         let slots = session.free_slots();
         let timer = session
             .poll_timeout()
             .map(|at| Box::pin(tokio::time::sleep_until(at.into())));
-        // RFC 7143 §13.1: from the first PDU of the full feature phase on
-        let digests = Digests::of(session.agreed());
-        Ok(Self {
+        // RFC 7143 §13.1 (L15): from the first PDU of the full feature phase on
+        let digests = Digests::of(&established.agreed);
+        Self {
             lines: vec![Some(Line::new(stream, digests))],
             session,
             slots: Slots::new(slots),
@@ -119,7 +125,14 @@ impl<S: Stream> Driver<S> {
             timer,
             end: None,
             portal,
-        })
+        }
+    }
+
+    /// A further connection that is logged in to the same session.
+    fn join(&mut self, stream: S, established: &Established) {
+        self.session.join(established, now());
+        let digests = Digests::of(&established.agreed);
+        self.lines.push(Some(Line::new(stream, digests)));
     }
 
     /// Queues a command. It leaves with the next `poll_completion` or `poll_flush`.
@@ -519,3 +532,6 @@ fn direction(data: &Data) -> Option<Direction> {
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+mod tests;

@@ -209,6 +209,7 @@ impl Receiver {
             let Some(whole) = waiting.get(..bytes) else {
                 return Ok(Step::More);
             };
+            // RFC 7143 §7.8, §13.1 (E1)
             if whole[covered..] != digest::of(&whole[..covered]) {
                 return Err(Violation::HeaderDigest);
             }
@@ -252,7 +253,7 @@ impl Receiver {
     /// The PDU is whole, if its digest fits; `digest` is that of its data.
     fn take_trailer(&mut self, trailer: Trailer, digest: Running) -> Result<(), Violation> {
         if trailer.has_digest {
-            // RFC 7143 §13.1: the digest covers the padding too
+            // RFC 7143 §7.8 (E2), §13.1: the digest covers the padding too
             let (padding, told) =
                 self.buffer[self.start..self.start + trailer.bytes()].split_at(trailer.padding);
             if told != digest.append(padding).finish() {

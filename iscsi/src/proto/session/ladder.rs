@@ -13,7 +13,7 @@
 //! out before that of an older one, behind which the target may have put it. One task climbs at a time:
 //! the oldest.
 //!
-//! Source: RFC 7143 §4.2.3, §7.1.4.4, §11.5; `docs/` of the project for the times.
+//! Source: RFC 7143 §4.2.3, §7.1.4.4 (session recovery), §7.11 (SCSI timeouts), §11.5.
 //!
 //! Invariants:
 //! 1. A write that was not answered ends only with the target's word that it is gone, or with the
@@ -153,7 +153,7 @@ impl Session {
             function: climb.rung.function(),
             outcome: climb.answer,
         });
-        // RFC 7143 §11.6.1: what did not end the task, by whatever response, calls for the next rung
+        // RFC 7143 §7.11 (E12), §11.6.1 (F33): what did not end the task, by whatever response, calls for the next rung
         let next = match climb.rung {
             Rung::Ping if climb.answer.is_none() => None,
             Rung::Ping => Some(Rung::Abort),

@@ -43,7 +43,7 @@ impl Session {
                 return Ok(());
             }
             LogoutReason::CLOSE_CONNECTION => {}
-            // RFC 7143 §11.14: only with ErrorRecoveryLevel 2; no other reason is defined
+            // RFC 7143 §11.14 (E6): only with ErrorRecoveryLevel 2; no other reason is defined
             LogoutReason(_) => return Err(Misuse::RecoveryLevel),
         }
         let connection = self.connections.get_mut(usize::from(cid));
@@ -69,7 +69,7 @@ impl Session {
     pub fn handle_closed(&mut self, cid: u16) -> Result<(), SessionError> {
         match self.at(cid).state {
             State::Free => Ok(()),
-            // RFC 7143 §11.14: after the logout the target closes; that its answer is missing
+            // RFC 7143 §11.14 (F29): after the logout the target closes; that its answer is missing
             // changes nothing
             State::InLogout {
                 reason: LogoutReason::CLOSE_SESSION,
@@ -87,7 +87,7 @@ impl Session {
         }
     }
 
-    /// Commands in flight get half of the time that the target gives us.
+    /// RFC 7143 §11.9.1 (F25): commands in flight get half of the time that the target gives us.
     pub(super) fn handle_logout_requested(&mut self, cid: u16, seconds: u16, now: Instant) {
         if self.at(cid).state == State::LoggedIn {
             let until = now + Duration::from_secs(u64::from(seconds)) / 2;
@@ -154,7 +154,7 @@ impl Session {
         self.count_status(cid, response.numbers)?;
         let is_known = response.initiator_task_tag == tag(cid);
         match self.at(cid).state {
-            // RFC 7143 §11.15.1: whatever the response says, the session ends here
+            // RFC 7143 §11.15.1 (F29): whatever the response says, the session ends here
             State::InLogout {
                 reason: LogoutReason::CLOSE_SESSION,
                 is_asked_by_target,

@@ -12,11 +12,11 @@
 //!
 //! A task that ends so gets the status TASK ABORTED, and its owner may repeat it: its tag is
 //! remembered, and what the target still says of it is consumed. Until the answer comes its data goes
-//! on (RFC 7143 §4.2.3.2: transfer tags are answered even after the request), and commands wait that
+//! on (RFC 7143 §4.2.3.3, F32: transfer tags are answered even after the request), and commands wait that
 //! could be taken for affected ones.
 //!
 //! "The task does not exist" means for us that it has ended without a word: answers on one connection
-//! come in order (§4.2.2.2), so that a status of the task would have come before.
+//! come in order (RFC 7143 §4.2.2.2), so that a status of the task would have come before.
 //!
 //! Source: RFC 7143 §4.2.3, §11.5, §11.6.
 
@@ -63,7 +63,7 @@ impl Session {
         lun: u64,
         slot: Option<u16>,
     ) -> Result<InitiatorTaskTag, Misuse> {
-        // RFC 7143 §11.5.1: reassignment is for error recovery level 2
+        // RFC 7143 §7.2.2 (E6): reassignment is for error recovery level 2
         if function == TaskManagementFunction::TASK_REASSIGN {
             return Err(Misuse::RecoveryLevel);
         }
@@ -144,12 +144,12 @@ impl Session {
         let function = &mut self.functions[at];
         function.cmd_sn = Some(cmd_sn);
         Some(TaskManagementRequest {
-            // RFC 7143 §11.5: a function overtakes the commands that it is about
+            // RFC 7143 §11.5, §11.2.1.1 (F2): a function overtakes the commands that it is about
             immediate: true,
             function: function.code,
             lun: function.lun,
             initiator_task_tag: tag,
-            // RFC 7143 §11.5.5, §11.5.6: both tags of the task, or the reserved value
+            // RFC 7143 §11.5.4, §11.5.5 (F31): tag and number of the task, or the reserved value
             referenced_task_tag: function.task.unwrap_or(InitiatorTaskTag::RESERVED),
             cmd_sn,
             exp_stat_sn,
@@ -163,7 +163,8 @@ impl Session {
         cid: u16,
         response: &TaskManagementResponse,
     ) -> Result<Option<Event>, SessionError> {
-        self.count_status(cid, response.numbers)?;
+        // Nobody waits for an acknowledgement of this one.
+        self.at(cid).count_status(response.numbers)?;
         let tag = response.initiator_task_tag;
         self.answer_function(cid, tag, response.response)?;
         Ok(None)
@@ -226,7 +227,7 @@ impl Session {
         }
     }
 
-    // RFC 7143 §11.6.1: what each response means for the tasks; "complete" alone ends any, but for
+    // RFC 7143 §11.6.1 (F33): what each response means for the tasks; "complete" alone ends any, but for
     // ABORT TASK, whose task is gone as well if the target does not know it. All others leave the
     // tasks as they are: the owner reads the outcome, and the ladder takes its next step.
     fn end_function(&mut self, function: &Function, outcome: TaskManagementOutcome) {

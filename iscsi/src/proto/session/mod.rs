@@ -265,10 +265,20 @@ impl Session {
         session
     }
 
-    /// A further login joined the session; gives the connection's CID, which must be the login's.
+    /// A further login joined the session, before its first command; gives the connection's CID, which
+    /// must be the login's.
     pub fn join(&mut self, established: &Established, now: Instant) -> u16 {
         let cid = u16::try_from(self.connections.len()).unwrap_or(u16::MAX);
         self.window.update(&established.numbers);
+        // RFC 7143 §13.12: each connection has lengths of its own. A task is cut into pieces before it
+        // is known where it goes, so that the shortest length holds for all.
+        let (agreed, joined) = (&mut self.agreed, &established.agreed);
+        agreed.theirs_max_recv_data_segment_bytes = agreed
+            .theirs_max_recv_data_segment_bytes
+            .min(joined.theirs_max_recv_data_segment_bytes);
+        agreed.ours_max_recv_data_segment_bytes = agreed
+            .ours_max_recv_data_segment_bytes
+            .max(joined.ours_max_recv_data_segment_bytes);
         let connection = Connection::new(established, &self.settings, now);
         self.connections.push(connection);
         cid

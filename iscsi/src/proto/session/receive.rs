@@ -110,7 +110,7 @@ impl Session {
     }
 
     /// RFC 7143 §4.2.2.2: see `Connection::count_status`. While a function is under way each status
-    /// is acknowledged at once: the target may hold its answer back until all are (§4.2.2.3.3).
+    /// is acknowledged at once: the target may hold its answer back until all are (RFC 7143 §4.2.2.3.4).
     pub(super) fn count_status(
         &mut self,
         cid: u16,

@@ -88,14 +88,14 @@ impl Session {
     /// Whether a command waits that may leave as far as the session is concerned; the window may
     /// still be closed.
     pub fn has_command(&self) -> bool {
-        // RFC 7143 §11.14: after a logout request no command follows
+        // RFC 7143 §11.14 (F29): after a logout request no command follows
         !self.ready.is_empty() && !self.is_ending && !self.holds_commands()
     }
 
     /// Whether commands may leave on a connection, and how many of its tasks are in flight.
     pub fn load(&self, cid: u16) -> Option<usize> {
         let connection = &self.connections[usize::from(cid)];
-        // RFC 7143 §11.9.1: nor after a logout was asked for
+        // RFC 7143 §11.9.1 (F25): nor after a logout was asked for
         (connection.state == State::LoggedIn).then_some(connection.sent)
     }
 
@@ -119,13 +119,13 @@ impl Session {
                 (ping.emit(), Payload::None)
             }
             Control::Pong { lun, ttt, data } => {
-                // RFC 7143 §11.18: tag, LUN and data come back; no answer to the answer
+                // RFC 7143 §11.18 (F21): tag, LUN and data come back; no answer to the answer
                 let mut header = nop_out(InitiatorTaskTag::RESERVED, ttt, lun).emit();
                 let length = u32::try_from(data.len()).expect("below our MaxRecvDataSegmentLength");
                 header::set_data_segment_bytes(&mut header, length);
                 (header, Payload::Own(data))
             }
-            // RFC 7143 §11.18: without either tag it tells the status number and asks for nothing
+            // RFC 7143 §11.18 (F23): without either tag it tells the status number and asks for nothing
             Control::Acknowledge { lun } => {
                 let (itt, ttt) = (InitiatorTaskTag::RESERVED, TargetTransferTag::RESERVED);
                 (nop_out(itt, ttt, lun).emit(), Payload::None)

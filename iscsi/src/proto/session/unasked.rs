@@ -48,12 +48,12 @@ impl Session {
                 lun,
                 sense: Sense::parse(sense_data(data)),
             },
-            // RFC 7143 §11.9.1: a request to negotiate may be met by a logout as well
+            // RFC 7143 §11.9.1 (F27): a request to negotiate may be met by a logout as well
             AsyncEvent::LOGOUT_REQUESTED | AsyncEvent::NEGOTIATION_REQUESTED => {
                 self.handle_logout_requested(cid, message.parameter_3, now);
                 return Ok(None);
             }
-            // RFC 7143 §11.9.1: at level 0 a session with a connection less is begun anew
+            // RFC 7143 §11.9.1 (F26): at level 0 a session with a connection less is begun anew
             event @ (AsyncEvent::CONNECTION_DROPPED | AsyncEvent::SESSION_DROPPED) => {
                 return Err(SessionError::Dropped {
                     connection: (event == AsyncEvent::CONNECTION_DROPPED)
@@ -87,7 +87,7 @@ impl Session {
             self.handle_logout_requested(cid, 0, now);
             return Ok(None);
         }
-        // RFC 7143 §11.17: the data segment is the header of the rejected PDU
+        // RFC 7143 §11.17, §7.3 (E3): the data segment is the header of the rejected PDU
         let Some(bhs) = data.first_chunk::<48>() else {
             let opcode = NO_OPCODE;
             return Err(SessionError::Rejected { reason, opcode });
@@ -112,7 +112,7 @@ impl Session {
         }
     }
 
-    /// RFC 7143 §11.9.1, code 5: stop the data for the LUN, then acknowledge the message by a NOP-Out
+    /// RFC 7143 §11.9.1 (F28), code 5: stop the data for the LUN, then acknowledge the message by a NOP-Out
     /// that carries its LUN. What becomes of the tasks is asked for by the ladder, at once.
     fn handle_tasks_terminated(&mut self, cid: u16, lun: u64) {
         let connection = &mut self.connections[usize::from(cid)];
@@ -130,7 +130,7 @@ impl Session {
         }
     }
 
-    /// RFC 7143 §7.8, §11.17: a task that had begun gets its own response after all its data.
+    /// RFC 7143 §7.3, §7.8, §11.17.1 (E3): a task that had begun gets its own response after all its data.
     fn handle_data_out_rejected(
         &mut self,
         cid: u16,
@@ -163,7 +163,8 @@ impl Session {
         }
     }
 
-    /// A PDU for a task that is not there: late, if the task was aborted.
+    /// RFC 7143 §7.11 (E12), §11.2.1.8 (F34): a PDU for a task that is not there is late if the task
+    /// was aborted, and breaks a rule otherwise.
     pub(super) fn pass_over(
         &self,
         itt: InitiatorTaskTag,
