@@ -76,6 +76,7 @@ fn what_the_driver_cannot_show_is_refused_in_words_and_every_backend_closed() {
             async move { Ok(backend) }
         },
         "differ",
+        HOLDS,
     ));
     assert!(matches!(outcome, Err(Error::Geometry)), "{outcome:?}");
     assert_eq!((one.counts().closed, other.counts().closed), (1, 1));
@@ -424,6 +425,9 @@ fn kernel_is_here() -> bool {
     }
 }
 
+/// These media hold nothing.
+const HOLDS: Option<Duration> = Some(Duration::ZERO);
+
 fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -438,7 +442,7 @@ fn try_connect(medium: &Medium, lanes: usize, identifier: &str) -> Result<Kernel
         let backend = medium.open();
         async move { Ok(backend) }
     };
-    block_on(KernelDevice::connect_with(lanes, open, identifier))
+    block_on(KernelDevice::connect_with(lanes, open, identifier, HOLDS))
 }
 
 #[track_caller]

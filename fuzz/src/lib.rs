@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use cinder_nbd::block::Geometry;
 use cinder_nbd::nbd::handshake::{Handshake, Progress};
 use cinder_nbd::nbd::transmission::{Command, Next, Step, Transmission};
-use iscsi::proto::chap::Challenge;
+use iscsi::proto::chap::{CHANCE_BYTES, Challenge, OurChallenge};
 use iscsi::proto::discovery::{Discovery, DiscoveryStep};
 use iscsi::proto::login::{Established, Login, LoginStep};
-use iscsi::proto::negotiation::Negotiation;
+use iscsi::proto::negotiation::{Negotiation, Role};
 use iscsi::proto::session::{Direction, Event, Placement, Session, Settings};
-use iscsi::proto::{ChapCredentials, Isid, Secret, SessionParams, Timeouts};
+use iscsi::proto::{ChapAlgorithm, ChapCredentials, Isid, Offers, Secret, SessionParams, Timeouts};
 use iscsi::scsi::mode::ModeParameters;
 use iscsi::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Provisioning};
 use iscsi::scsi::{Blocks, Capacity, Cdb, Inquiry, Lba, LunAddress, Sense};
@@ -70,42 +70,74 @@ pub fn text_keys(data: &[u8]) {
     assert_eq!(text_keys::parse(&again), Ok(pairs));
 }
 
-/// Three lines: `CHAP_A`, `CHAP_I`, `CHAP_C`.
+/// Five lines: `CHAP_A`, `CHAP_I`, `CHAP_C`, and the target's own `CHAP_N` and `CHAP_R`.
 pub fn chap_values(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    let mut lines = text.splitn(3, '\n');
+    let mut lines = text.splitn(5, '\n');
     let mut line = || lines.next().unwrap_or_default();
     let (algorithm, identifier, challenge) = (line(), line(), line());
-    if let Some(bytes) = binary::parse(challenge) {
-        assert_eq!(binary::parse(&binary::to_hex(&bytes)), Some(bytes));
+    let (name, response) = (line(), line());
+    for value in [challenge, response] {
+        if let Some(bytes) = binary::parse(value) {
+            assert_eq!(binary::parse(&binary::to_hex(&bytes)), Some(bytes));
+        }
     }
-    if let Ok(challenge) = Challenge::parse(algorithm, identifier, challenge) {
-        // RFC 7143 §12.1.3: MD5 is 16 bytes, "0x" and two digits a byte.
-        assert_eq!(challenge.response(&credentials()).len(), 34);
+    let offered = ChapAlgorithm::ALL;
+    if let Ok(challenge) = Challenge::parse(&offered, algorithm, identifier, challenge) {
+        // "0x" and two digits a byte: MD5 is the shortest, the others have up to 32 bytes.
+        let length = challenge.response(&credentials()).len();
+        assert!([34, 42, 66].contains(&length));
+        let ours = OurChallenge::new(CHANCE);
+        if ours.spell(&challenge).is_ok() {
+            let own = credentials().secret;
+            let picked = challenge.algorithm();
+            let proved = ours.judge(picked, &targets_credentials(), &own, name, response);
+            assert!(proved.is_err() || name == targets_credentials().name);
+        }
     }
 }
 
-/// A target's side of a login with CHAP, PDU after PDU.
+/// A target's side of a login, PDU after PDU. The initiator task tag of the first header says which login: bit 0 with
+/// mutual CHAP, bit 1 a further connection, bit 2 with a list of algorithms.
 pub fn login(data: &[u8]) {
+    let kind = data.get(ITT).map_or(0, |tag| tag[0]);
     let mut params = params();
     params.chap = Some(credentials());
-    let Ok(mut login) = Login::new(&params, CmdSn(1)) else {
+    if kind & 1 != 0 {
+        params.mutual_chap = Some(targets_credentials());
+    }
+    if kind & 4 != 0 {
+        params.chap_algorithms = ChapAlgorithm::ALL.to_vec();
+    }
+    let login = if kind & 2 != 0 {
+        Login::further(&params, CmdSn(1), 9, 1)
+    } else {
+        Login::new(&params, CmdSn(1))
+    };
+    let Ok(mut login) = login.map(|login| login.with_chance(CHANCE)) else {
         return;
     };
-    for (bhs, text) in Pdus(data) {
+    for (mut bhs, text) in Pdus(data) {
         while login.poll_transmit().is_some() {}
+        bhs[ITT.start] = 0;
         match login.handle_response(&bhs, text) {
             Ok(LoginStep::Continue) => {}
-            Ok(_) | Err(_) => return,
+            Ok(LoginStep::Established(established)) => {
+                // A target that was to prove itself has; one that joined is in its session.
+                assert_eq!(established.is_target_proved, kind & 1 != 0);
+                assert!(kind & 2 == 0 || (established.tsih, established.cid) == (9, 1));
+                return;
+            }
+            Ok(LoginStep::Redirect(_)) | Err(_) => return,
         }
     }
 }
 
 /// A target's side of a discovery session, PDU after PDU.
 pub fn sendtargets(data: &[u8]) {
-    let mut discovery = Discovery::new(params().portal, &established(true));
+    let mut discovery = Discovery::new(params().portal, &established(Role::Discovery));
     for (bhs, text) in Pdus(data) {
         while discovery.poll_transmit().is_some() {}
         match discovery.handle_pdu(&bhs, text) {
@@ -173,9 +205,9 @@ impl Run {
             noop_timeout: Duration::from_secs(10),
             timeouts: Timeouts::default(),
         };
-        let mut session = Session::new(&established(false), settings, now);
+        let mut session = Session::new(&established(Role::Leading), settings, now);
         for _ in 1..connections {
-            session.join(&established(false), now);
+            session.join(&established(Role::Further), now);
         }
         let read = Cdb::read_16(Lba(0), Blocks(READ_BYTES / 512)).0;
         let write = Cdb::write_16(Lba(0), Blocks(WRITE_BYTES / 512), false).0;
@@ -498,6 +530,13 @@ fn credentials() -> ChapCredentials {
     }
 }
 
+fn targets_credentials() -> ChapCredentials {
+    ChapCredentials {
+        name: "target".to_owned(),
+        secret: Secret::new("the-targets-secret".to_owned()),
+    }
+}
+
 fn params() -> SessionParams {
     let portal = "192.0.2.1:3260".parse().expect("a legal portal");
     let name = "iqn.2026-11.org.cinder-nbd:fuzz"
@@ -508,12 +547,15 @@ fn params() -> SessionParams {
     params
 }
 
-fn established(is_discovery: bool) -> Established {
+fn established(role: Role) -> Established {
     Established {
-        agreed: Negotiation::new(is_discovery)
+        agreed: Negotiation::new(role, &Offers::default())
             .finish()
             .expect("the defaults agree"),
         tsih: 1,
+        cid: 0,
+        is_target_proved: false,
+        warnings: Vec::new(),
         cmd_sn: CmdSn(7),
         exp_stat_sn: StatSn(100),
         numbers: ResponseNumbers {
@@ -530,6 +572,8 @@ const ITT: std::ops::Range<usize> = 16..20;
 const STEPS_MAX: usize = 4;
 /// More than any state of the session can have ready to leave.
 const PDUS_MAX: usize = 4096;
+/// What stands for the random bytes of a login with mutual CHAP.
+const CHANCE: [u8; CHANCE_BYTES] = *b"Irandom-challenge";
 const READ_BYTES: u32 = 8192;
 const WRITE_BYTES: u32 = 131_072;
 

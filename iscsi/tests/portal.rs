@@ -4,7 +4,10 @@
 use std::future::poll_fn;
 
 use iscsi::io::{Command, Data, Driver, discover};
-use iscsi::proto::{DiscoveryError, Isid, LoginError, SessionError, SessionParams, Violation};
+use iscsi::proto::{
+    ChapAlgorithm, ChapCredentials, DiscoveryError, Isid, LoginError, Secret, SessionError,
+    SessionParams, Violation,
+};
 use iscsi::scsi::{Cdb, LunAddress};
 use iscsi::wire::header::{ResponseNumbers, data_segment_bytes, set_data_segment_bytes};
 use iscsi::wire::login::{LoginRequest, LoginResponse, LoginStatus, Stage};
@@ -34,12 +37,17 @@ async fn listen() -> (TcpListener, String) {
 }
 
 async fn read_pdu(stream: &mut TcpStream) -> Bhs {
+    read_text(stream).await.0
+}
+
+async fn read_text(stream: &mut TcpStream) -> (Bhs, String) {
     let mut bhs = [0; BHS_BYTES];
     stream.read_exact(&mut bhs).await.expect("a header comes");
     let length = usize::try_from(data_segment_bytes(&bhs)).expect("few bytes");
     let mut data = vec![0; length.next_multiple_of(4)];
     stream.read_exact(&mut data).await.expect("a segment comes");
-    bhs
+    data.truncate(length);
+    (bhs, String::from_utf8(data).expect("keys are text"))
 }
 
 async fn write_pdu(stream: &mut TcpStream, mut bhs: Bhs, data: &[u8]) {
@@ -71,9 +79,13 @@ fn answer(request: &LoginRequest, stat_sn: u32, status: LoginStatus) -> LoginRes
 
 /// Sends one login elsewhere.
 async fn redirect(listener: &TcpListener, to: &str) {
+    redirect_with(listener, to, LoginStatus::MOVED_TEMPORARILY).await;
+}
+
+async fn redirect_with(listener: &TcpListener, to: &str, status: LoginStatus) {
     let (mut stream, _) = listener.accept().await.expect("the initiator comes");
     let request = LoginRequest::parse(&read_pdu(&mut stream).await);
-    let response = answer(&request, 0, LoginStatus::MOVED_TEMPORARILY);
+    let response = answer(&request, 0, status);
     write_pdu(
         &mut stream,
         response.emit(),
@@ -93,7 +105,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     stream
 }
 
-// RFC 7143 §11.13.5: class 1
+// L26: RFC 7143 §11.13.5: class 1
 #[tokio::test]
 async fn redirection_is_followed_to_a_real_target() {
     let tgtd = Tgtd::start();
@@ -108,21 +120,129 @@ async fn redirection_is_followed_to_a_real_target() {
     driver.logout().await.expect("the logout is answered");
 }
 
+// L26: a loop is seen when it closes
 #[tokio::test]
 async fn redirection_in_a_circle_ends() {
-    let (listener, portal) = listen().await;
+    let (first, first_portal) = listen().await;
+    let (second, second_portal) = listen().await;
     let circle = async {
-        loop {
-            redirect(&listener, &portal).await;
+        redirect(&first, &second_portal).await;
+        redirect(&second, &first_portal).await;
+    };
+    let params = params(&first_portal);
+    let (login, ()) = tokio::join!(Driver::connect(&params), circle);
+    let error = login.expect_err("there is no end");
+    let LoginError::RedirectLoop { portal } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(*portal, params.portal);
+}
+
+// L26: a chain that never comes back has an end too
+#[tokio::test]
+async fn redirections_without_end_are_given_up() {
+    let mut listeners = Vec::new();
+    for _ in 0..6 {
+        listeners.push(listen().await);
+    }
+    let params = params(&listeners[0].1);
+    let chain = async {
+        for pair in listeners.windows(2) {
+            redirect(&pair[0].0, &pair[1].1).await;
         }
     };
-    let params = params(&portal);
-    tokio::select! {
-        login = Driver::connect(&params) => {
-            let error = login.expect_err("there is no end");
-            assert!(matches!(error, LoginError::TooManyRedirects(_)), "{error}");
-        }
-        () = circle => unreachable!(),
+    let (login, ()) = tokio::join!(Driver::connect(&params), chain);
+    let error = login.expect_err("there is no end");
+    assert!(matches!(error, LoginError::TooManyRedirects(4)), "{error}");
+}
+
+// L26: later logins go where the target lives, not where it was sent for the moment
+#[tokio::test]
+async fn portal_is_remembered_as_far_as_the_target_has_moved_for_good() {
+    let (temporary, permanent) = (
+        LoginStatus::MOVED_TEMPORARILY,
+        LoginStatus::MOVED_PERMANENTLY,
+    );
+    for (hops, kept) in [
+        ([temporary, temporary], None),
+        ([temporary, permanent], None),
+        ([permanent, temporary], Some(1)),
+        ([permanent, permanent], Some(2)),
+    ] {
+        let all = [listen().await, listen().await, listen().await];
+        let target = async {
+            redirect_with(&all[0].0, &all[1].1, hops[0]).await;
+            redirect_with(&all[1].0, &all[2].1, hops[1]).await;
+            accept(&all[2].0).await
+        };
+        let mut params = params(&all[0].1);
+        // Discovery spoke of another portal than the one where this ends: nothing to warn of.
+        params.expected_tpgt = Some(1);
+        let (driver, _stream) = tokio::join!(Driver::connect(&params), target);
+        let driver = driver.expect("the login ends at the third portal");
+        assert_eq!(driver.portal().to_string(), all[2].1);
+        let expected = kept.map(|at: usize| all[at].1.clone());
+        assert_eq!(driver.permanent_portal().map(ToString::to_string), expected);
+    }
+}
+
+/// What a target does that cannot read a list of algorithms.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Status(LoginStatus),
+    Reject,
+    HangUp,
+}
+
+/// Plays two requests of the security stage; gives the stream and the list that it saw.
+async fn hear_algorithms(listener: &TcpListener) -> (TcpStream, LoginRequest, String) {
+    let (mut stream, _) = listener.accept().await.expect("the initiator comes");
+    let request = LoginRequest::parse(&read_pdu(&mut stream).await);
+    let response = answer(&request, 0, LoginStatus::SUCCESS);
+    write_pdu(&mut stream, response.emit(), b"AuthMethod=CHAP\0").await;
+    let (bhs, list) = read_text(&mut stream).await;
+    (stream, LoginRequest::parse(&bhs), list)
+}
+
+// C1: some targets cannot read a list: one login more, with MD5 alone
+#[tokio::test]
+async fn list_of_algorithms_is_taken_back_once() {
+    for refusal in [
+        Refusal::Status(LoginStatus::AUTHENTICATION_FAILURE),
+        Refusal::Status(LoginStatus::INITIATOR_ERROR),
+        Refusal::Reject,
+        Refusal::HangUp,
+    ] {
+        let (listener, portal) = listen().await;
+        let target = async {
+            let (mut stream, request, list) = hear_algorithms(&listener).await;
+            assert_eq!(list, "CHAP_A=7,5\0");
+            let (status, text) = match refusal {
+                Refusal::Status(status) => (status, &b""[..]),
+                Refusal::Reject => (LoginStatus::SUCCESS, &b"CHAP_A=Reject\0"[..]),
+                Refusal::HangUp => (LoginStatus::SUCCESS, &b""[..]),
+            };
+            if !matches!(refusal, Refusal::HangUp) {
+                write_pdu(&mut stream, answer(&request, 1, status).emit(), text).await;
+            }
+            drop(stream);
+            let (mut stream, request, list) = hear_algorithms(&listener).await;
+            assert_eq!(list, "CHAP_A=5\0");
+            let failed = answer(&request, 1, LoginStatus::AUTHENTICATION_FAILURE);
+            write_pdu(&mut stream, failed.emit(), b"").await;
+        };
+        let mut params = params(&portal);
+        params.chap_algorithms = vec![ChapAlgorithm::Sha256, ChapAlgorithm::Md5];
+        params.chap = Some(ChapCredentials {
+            name: "user".to_owned(),
+            secret: Secret::new("a-secret-of-16-b".to_owned()),
+        });
+        let (login, ()) = tokio::join!(Driver::connect(&params), target);
+        let error = login.expect_err("the second is the last");
+        assert!(
+            matches!(error, LoginError::Refused { .. }),
+            "{refusal:?}: {error}"
+        );
     }
 }
 

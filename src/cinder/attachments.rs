@@ -292,7 +292,8 @@ fn connector_json(connector: &Connector) -> Value {
         "mode": mode(connector.read_only),
         "platform": std::env::consts::ARCH,
         "os_type": std::env::consts::OS,
-        "multipath": false,
+        // The daemon goes from one path to another by itself.
+        "multipath": true,
         "enforce_multipath": false,
         "do_local_attach": false,
     })
@@ -322,7 +323,7 @@ mod tests {
         );
         assert_eq!(
             (&value["mode"], &value["multipath"], &value["os_type"]),
-            (&json!("ro"), &json!(false), &json!("linux"))
+            (&json!("ro"), &json!(true), &json!("linux"))
         );
         assert!(!value.to_string().contains("instance"));
     }

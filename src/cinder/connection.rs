@@ -7,9 +7,12 @@
 //!    data lost.
 //! 2. No error repeats a value of it but the transport's name: the CHAP secret is among them.
 //!
-//! Several portals (`target_portals`) and `addressing_mode` are for the multipath issue; the first portal is taken.
+//! Several portals (`target_portals`, `target_iqns`, `target_luns`) are paths to one logical unit; a further one that
+//! cannot be read is left out with a warning, as the volume can be used without it. `addressing_mode` is not read.
 
+use iscsi::io::Path;
 use iscsi::proto::{ChapCredentials, IscsiName, Portal, Secret};
+use iscsi::scsi::LunAddress;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -24,6 +27,8 @@ pub struct ConnectionInfo {
     pub target_iqn: IscsiName,
     /// LUN.
     pub target_lun: u16,
+    /// Further ways to the same logical unit.
+    pub more_paths: Vec<Path>,
     /// CHAP, if asked.
     pub chap: Option<ChapCredentials>,
     /// `access_mode` is ro.
@@ -62,6 +67,7 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
     let wire = Wire::deserialize(info).map_err(|_| {
         Error::ConnectionInfo("a field is of another type than iSCSI drivers send".to_owned())
     })?;
+    let listed = listed_paths(&wire);
     let transport = wire
         .driver_volume_type
         .ok_or_else(|| missing("driver_volume_type"))?;
@@ -90,20 +96,25 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
         .as_ref()
         .or_else(|| wire.target_luns.first());
     let mode = |key: &str| attachment.get(key).and_then(Value::as_str);
+    let portal = portal.ok_or_else(|| missing("target_portal"))?;
+    let target_portal = read_portal(&portal)
+        .ok_or_else(|| Error::ConnectionInfo("target_portal is not host:port".to_owned()))?;
+    let target_iqn: IscsiName = iqn
+        .ok_or_else(|| missing("target_iqn"))?
+        .parse()
+        .map_err(|_| Error::ConnectionInfo("target_iqn is not an iSCSI name".to_owned()))?;
+    let target_lun = number(lun.ok_or_else(|| missing("target_lun"))?)
+        .ok_or_else(|| Error::ConnectionInfo("target_lun is not a number of 16 bits".to_owned()))?;
+    let first = Path {
+        portal: target_portal.clone(),
+        target_name: target_iqn.clone(),
+        lun: LunAddress::from_number(target_lun),
+    };
     Ok(ConnectionInfo {
-        // Some drivers write the portal group's tag behind it.
-        target_portal: Portal::from_target_address(
-            &portal.ok_or_else(|| missing("target_portal"))?,
-        )
-        .map_err(|_| Error::ConnectionInfo("target_portal is not host:port".to_owned()))?
-        .0,
-        target_iqn: iqn
-            .ok_or_else(|| missing("target_iqn"))?
-            .parse()
-            .map_err(|_| Error::ConnectionInfo("target_iqn is not an iSCSI name".to_owned()))?,
-        target_lun: number(lun.ok_or_else(|| missing("target_lun"))?).ok_or_else(|| {
-            Error::ConnectionInfo("target_lun is not a number of 16 bits".to_owned())
-        })?,
+        more_paths: listed.into_iter().filter(|path| *path != first).collect(),
+        target_portal,
+        target_iqn,
+        target_lun,
         chap: chap(
             wire.auth_method.as_deref(),
             wire.auth_username,
@@ -113,6 +124,40 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
         read_only: wire.access_mode.as_deref() == Some("ro") || mode("attach_mode") == Some("ro"),
     })
 }
+
+/// Some drivers write the portal group's tag behind the port.
+fn read_portal(text: &str) -> Option<Portal> {
+    Some(Portal::from_target_address(text).ok()?.0)
+}
+
+/// The parallel lists; where a name or a number is missing, that of the first path holds.
+fn listed_paths(wire: &Wire) -> Vec<Path> {
+    let paths = wire.target_portals.iter().enumerate().map(|(at, portal)| {
+        let name = wire.target_iqns.get(at).or(wire.target_iqn.as_ref());
+        let lun = wire.target_luns.get(at).or(wire.target_lun.as_ref());
+        let path = Path {
+            portal: read_portal(portal)?,
+            target_name: name?.parse().ok()?,
+            lun: LunAddress::from_number(number(lun?)?),
+        };
+        Some(path)
+    });
+    let mut read: Vec<Path> = Vec::new();
+    for (at, path) in paths.enumerate().take(PATHS_MAX) {
+        match path {
+            Some(path) if !read.contains(&path) => read.push(path),
+            Some(_) => {}
+            None => tracing::warn!(
+                at,
+                "a path in the volume's connection_info cannot be read and is left out"
+            ),
+        }
+    }
+    read
+}
+
+/// Arrays have four to sixteen portals; each is one more to try when the volume is away.
+const PATHS_MAX: usize = 16;
 
 fn number(value: &Value) -> Option<u16> {
     let number = value
@@ -216,6 +261,44 @@ mod tests {
         let mut attachment = recorded();
         attachment["attach_mode"] = "ro".into();
         assert!(parse(&attachment).unwrap().read_only);
+    }
+
+    #[test]
+    fn further_paths_are_read_and_the_first_is_not_listed_twice() {
+        let first = recorded()["connection_info"]["target_iqn"].clone();
+        let info = with(&json!({
+            "target_portals": ["127.0.0.1:3261", "10.0.0.6:3260,2", "no portal at all:x", "[fd00::1]:3260"],
+            "target_iqns": [first, "iqn.2010-10.org.openstack:b", "iqn.2010-10.org.openstack:c"],
+            "target_luns": [1, "2"],
+        }))
+        .unwrap();
+        let read: Vec<_> = info
+            .more_paths
+            .iter()
+            .map(|path| {
+                (
+                    path.portal.to_string(),
+                    path.target_name.to_string(),
+                    path.lun,
+                )
+            })
+            .collect();
+        assert_eq!(
+            read,
+            [
+                (
+                    "10.0.0.6:3260".to_owned(),
+                    "iqn.2010-10.org.openstack:b".to_owned(),
+                    LunAddress::from_number(2)
+                ),
+                (
+                    "[fd00::1]:3260".to_owned(),
+                    info.target_iqn.to_string(),
+                    LunAddress::from_number(1)
+                ),
+            ]
+        );
+        assert!(parse(&recorded()).unwrap().more_paths.is_empty());
     }
 
     #[test]

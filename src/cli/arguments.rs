@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use iscsi::proto::{IscsiName, Portal};
+use iscsi::proto::recovery::ReplacementTimeout;
+use iscsi::proto::{DigestPolicy, IscsiName, Portal};
 
 use crate::volume::SizeGib;
 
@@ -148,9 +149,37 @@ pub struct Export {
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
+    /// How the session is to be.
+    #[command(flatten)]
+    pub session: SessionOptions,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
+}
+
+/// How a session is to be, beyond where it goes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Session")]
+pub struct SessionOptions {
+    /// How long I/O waits for a target that is away before it fails: seconds, 0 for not at all, or
+    /// `never` [default: the configuration's, else 120]
+    #[arg(long, value_name = "SECONDS")]
+    pub replacement_timeout: Option<ReplacementTimeout>,
+    /// CRC32C behind each header: none, prefer or require [default: the configuration's, else none]
+    #[arg(long, value_name = "POLICY")]
+    pub header_digest: Option<DigestPolicy>,
+    /// CRC32C behind all data: none, prefer or require [default: the configuration's, else none]
+    #[arg(long, value_name = "POLICY")]
+    pub data_digest: Option<DigestPolicy>,
+    /// Name with which the target has to prove itself (mutual CHAP)
+    #[arg(long, value_name = "USER", requires_all = ["mutual_chap_secret_file", "chap_user"])]
+    pub mutual_chap_user: Option<String>,
+    /// File with the target's secret
+    #[arg(long, value_name = "FILE", requires = "mutual_chap_user")]
+    pub mutual_chap_secret_file: Option<PathBuf>,
+    /// A further portal of the same target, for when the first is away; may be given several times
+    #[arg(long, value_name = "HOST:PORT")]
+    pub more_portal: Vec<Portal>,
 }
 
 /// `discover`.

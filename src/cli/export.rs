@@ -2,7 +2,9 @@
 
 use anyhow::Context;
 use futures_util::FutureExt;
-use iscsi::proto::IscsiName;
+use iscsi::io::Path;
+use iscsi::proto::{IscsiName, SessionParams};
+use iscsi::scsi::LunAddress;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -43,10 +45,7 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         )?,
         lane_isid(Uuid::new_v4(), 0),
     );
-    let spec = LunSpec {
-        read_only: options.read_only,
-        ..LunSpec::new(session, target.lun)
-    };
+    let spec = spec(config, options, session)?;
     let shutdown = Shutdown::on_signals()?;
 
     // Once now, so that what is wrong is said at once and not to the first client.
@@ -81,6 +80,39 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
     }
     announce(options, &geometry)?;
     Ok(served.await?)
+}
+
+/// What the options say, and the configuration where they say nothing.
+fn spec(config: &Config, options: &Export, session: SessionParams) -> anyhow::Result<LunSpec> {
+    let Export {
+        target,
+        session: how,
+        ..
+    } = options;
+    let mut session = SessionParams {
+        mutual_chap: secret::credentials(
+            how.mutual_chap_user.as_deref(),
+            how.mutual_chap_secret_file.as_deref(),
+        )?,
+        ..session
+    };
+    session.offers.header_digest = how.header_digest.unwrap_or(config.header_digest);
+    session.offers.data_digest = how.data_digest.unwrap_or(config.data_digest);
+    let mut spec = LunSpec::new(session, target.lun);
+    spec.read_only = options.read_only;
+    spec.recovery.replacement_timeout = how
+        .replacement_timeout
+        .unwrap_or(config.replacement_timeout);
+    spec.more_paths = how
+        .more_portal
+        .iter()
+        .map(|portal| Path {
+            portal: portal.clone(),
+            target_name: target.target.clone(),
+            lun: LunAddress::from_number(target.lun),
+        })
+        .collect();
+    Ok(spec)
 }
 
 fn announce(options: &Export, geometry: &Geometry) -> anyhow::Result<()> {

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use iscsi::proto::DigestPolicy;
+use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
 use serde::Deserialize;
 
 use super::{Config, Error, nearest::advice};
@@ -19,6 +21,9 @@ const KEYS: &[&str] = &[
     "initiator_name",
     "ip",
     "lanes",
+    "replacement_timeout",
+    "header_digest",
+    "data_digest",
     "default_size",
     "default_fstype",
     "cloud",
@@ -72,6 +77,9 @@ struct RawFile {
     initiator_name: Option<String>,
     ip: Option<String>,
     lanes: Option<usize>,
+    replacement_timeout: Option<toml::Value>,
+    header_digest: Option<String>,
+    data_digest: Option<String>,
     default_size: Option<u64>,
     default_fstype: Option<String>,
     cloud: Option<toml::Table>,
@@ -101,6 +109,13 @@ impl RawFile {
             host,
             ip: self.ip,
             lanes: self.lanes.unwrap_or(1),
+            replacement_timeout: self
+                .replacement_timeout
+                .as_ref()
+                .and_then(replacement_timeout)
+                .unwrap_or_else(|| RecoveryPolicy::default().replacement_timeout),
+            header_digest: digest(self.header_digest.as_ref()).unwrap_or_default(),
+            data_digest: digest(self.data_digest.as_ref()).unwrap_or_default(),
             default_size: self.default_size.unwrap_or(1),
             default_fstype: self.default_fstype.unwrap_or_else(|| "ext4".to_owned()),
             cloud: None,
@@ -118,13 +133,11 @@ impl RawFile {
             |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
         let is_host =
             |host: &String| (1..=255).contains(&host.len()) && !host.contains(char::is_whitespace);
-        let is_name = |name: &String| {
-            ["iqn.", "eui.", "naa."]
-                .iter()
-                .any(|kind| name.starts_with(kind))
-        };
         let absolute = "must be an absolute path, beginning with /";
-        let rules: [(&str, bool, &str); 10] = [
+        let is_no_policy =
+            |policy: &Option<String>| policy.is_some() && digest(policy.as_ref()).is_none();
+        let policy = "must be none, prefer or require";
+        let rules: [(&str, bool, &str); 13] = [
             ("runtime_dir", is_relative(&self.runtime_dir), absolute),
             ("state_dir", is_relative(&self.state_dir), absolute),
             ("mount_dir", is_relative(&self.mount_dir), absolute),
@@ -139,6 +152,15 @@ impl RawFile {
                 self.lanes
                     .is_some_and(|lanes| !(1..=LANES_MAX).contains(&lanes)),
                 "must be 1 to 64",
+            ),
+            ("header_digest", is_no_policy(&self.header_digest), policy),
+            ("data_digest", is_no_policy(&self.data_digest), policy),
+            (
+                "replacement_timeout",
+                self.replacement_timeout
+                    .as_ref()
+                    .is_some_and(|value| replacement_timeout(value).is_none()),
+                "must be a number of seconds up to 604800, 0 to fail at once, or \"never\"",
             ),
             (
                 "default_size",
@@ -162,7 +184,7 @@ impl RawFile {
                 "initiator_name",
                 self.initiator_name
                     .as_ref()
-                    .is_some_and(|name| !is_name(name)),
+                    .is_some_and(|name| !is_iscsi_name(name)),
                 "must be an iSCSI name: iqn.YYYY-MM.reversed.domain:name, eui. or naa.",
             ),
         ];
@@ -175,6 +197,28 @@ impl RawFile {
             None => Ok(()),
         }
     }
+}
+
+/// A number of seconds, or a word.
+fn replacement_timeout(value: &toml::Value) -> Option<ReplacementTimeout> {
+    match value {
+        toml::Value::Integer(seconds) => seconds.to_string().parse().ok(),
+        toml::Value::String(text) => text.parse().ok(),
+        toml::Value::Float(_)
+        | toml::Value::Boolean(_)
+        | toml::Value::Datetime(_)
+        | toml::Value::Array(_)
+        | toml::Value::Table(_) => None,
+    }
+}
+
+fn is_iscsi_name(name: &str) -> bool {
+    let mut kinds = ["iqn.", "eui.", "naa."].iter();
+    kinds.any(|kind| name.starts_with(kind))
+}
+
+fn digest(policy: Option<&String>) -> Option<DigestPolicy> {
+    policy?.parse().ok()
 }
 
 fn host_name() -> String {
@@ -259,6 +303,9 @@ mod tests {
             Path::new("/run/docker/plugins/cinder.sock")
         );
         assert_eq!((config.lanes, config.default_size), (1, 1));
+        assert_eq!(config.replacement_timeout.to_string(), "120");
+        let patient = parse_text("replacement_timeout = 'never'").unwrap();
+        assert_eq!(patient.replacement_timeout, ReplacementTimeout::Never);
         assert_eq!(config.default_fstype, "ext4");
         assert!(
             config
@@ -278,7 +325,8 @@ mod tests {
     fn every_listed_key_is_a_field_and_the_reverse() {
         for key in KEYS {
             let text = match *key {
-                "lanes" | "default_size" => format!("{key} = 1"),
+                "lanes" | "default_size" | "replacement_timeout" => format!("{key} = 1"),
+                "header_digest" | "data_digest" => format!("{key} = 'prefer'"),
                 "cloud" => "[cloud]".to_owned(),
                 "ip" => "ip = '10.0.0.1'".to_owned(),
                 "initiator_name" => "initiator_name = 'iqn.2026-11.org.x:y'".to_owned(),
@@ -317,6 +365,9 @@ mod tests {
             ("lanes = 0", "lanes"),
             ("lanes = 65", "lanes"),
             ("default_size = 0", "default_size"),
+            ("data_digest = 'CRC32C'", "data_digest"),
+            ("replacement_timeout = -1", "replacement_timeout"),
+            ("replacement_timeout = 'soon'", "replacement_timeout"),
             ("state_dir = 'relative'", "state_dir"),
             ("ip = 'example.org'", "ip"),
             ("host = 'a b'", "host"),

@@ -17,6 +17,9 @@ mod nearest;
 
 use std::path::{Path, PathBuf};
 
+use iscsi::proto::DigestPolicy;
+use iscsi::proto::recovery::ReplacementTimeout;
+
 pub use cloud::{Auth, CloudConfig, Domain, Interface, Project, Tls, User};
 pub use error::Error;
 pub use nearest::{advice, nearest};
@@ -45,6 +48,12 @@ pub struct Config {
     pub ip: Option<String>,
     /// NBD connections (lanes) a volume. Default 1 in this release.
     pub lanes: usize,
+    /// How long I/O waits for a target that is away before it fails. Default 120 s.
+    pub replacement_timeout: ReplacementTimeout,
+    /// CRC32C behind each iSCSI header. Default none.
+    pub header_digest: DigestPolicy,
+    /// CRC32C behind all iSCSI data. Default none.
+    pub data_digest: DigestPolicy,
     /// GiB when `size` is not given. Default 1.
     pub default_size: u64,
     /// Default `ext4`.

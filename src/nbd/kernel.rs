@@ -14,11 +14,12 @@
 //!
 //! # Times
 //!
-//! `TIMEOUT_S` is 90 and `DEAD_CONN_TIMEOUT_S` is 0: if this process is killed, new I/O fails at once and what was under
-//! way fails within 90 s, instead of hanging until a reboot. The driver fails what is under way on a dead socket only
-//! through the timer of each request, so the timer cannot be off while nobody takes a dead device over. The price: a
-//! request that takes longer than 90 s on a live lane kills that lane. A backend that loses its target fails requests
-//! far earlier, and needs no more than that. (Once a new process takes devices over, both times must change together.)
+//! The kernel waits for an answer to a request for as long as the backend may hold one while its target is away, and
+//! `WORK_S` more: what ends first must be the backend's own patience, which knows why. `DEAD_CONN_TIMEOUT_S` is 0: if
+//! this process is killed, new I/O fails at once, and what was under way fails when that time is over instead of
+//! hanging until a reboot, but for a backend that holds its requests for ever. The driver fails what is under way on a
+//! dead socket only through the timer of each request. (Once a new process takes devices over, both times must change
+//! together.)
 //!
 //! For the same reason `WRITE_ZEROES` is not offered to the kernel: it would ask for up to 4 GiB at once, which a
 //! target that writes the zeroes may not finish in time; without it the kernel writes zeroes in ordinary requests.
@@ -52,8 +53,8 @@ use super::thread::LaneThread;
 use super::transmission::payload_bytes_max;
 use super::wire::{transmission_flag, transmission_flags};
 
-/// How long the kernel waits for an answer to a request; see the head of this file.
-const TIMEOUT_S: u64 = 90;
+/// How long a request may take whose target is there: every step of the timeout ladder (30 + 10 + 15 + 30 s) once.
+const WORK_S: u64 = 90;
 /// How long the kernel holds I/O when no lane is left; see the head of this file.
 const DEAD_CONN_TIMEOUT_S: u64 = 0;
 /// The driver's largest block; larger ones are refused by kernels of several years.
@@ -121,6 +122,7 @@ impl KernelDevice {
         backends: Vec<B>,
         identifier: &str,
     ) -> Result<Self, Error> {
+        let holds = Some(Duration::ZERO);
         let lanes = backends.len();
         let backends: Vec<_> = backends
             .into_iter()
@@ -134,11 +136,11 @@ impl KernelDevice {
                 .and_then(|mut backend| backend.take());
             async move { backend.ok_or_else(|| OpenError::from("a backend was taken twice")) }
         };
-        Self::connect_with(lanes, take, identifier).await
+        Self::connect_with(lanes, take, identifier, holds).await
     }
 
     /// As [`Self::connect`], with backends that `open` makes on their lanes' threads; its argument is the lane's
-    /// number, in `0..lanes`.
+    /// number, in `0..lanes`. `holds`: how long a backend may hold a request while its target is away; `None` for ever.
     ///
     /// # Errors
     /// As [`Self::connect`]; and `open`'s own, in [`Error::Backend`].
@@ -149,6 +151,7 @@ impl KernelDevice {
         lanes: usize,
         open: O,
         identifier: &str,
+        holds: Option<Duration>,
     ) -> Result<Self, Error>
     where
         B: Backend + Send + 'static,
@@ -162,7 +165,7 @@ impl KernelDevice {
         let abort = CancellationToken::new();
         let mut started = Lanes::start(lanes, &Arc::new(open), &abort)?;
         let outcome = match started.geometry().await {
-            Ok(geometry) => attach(geometry, started.kernel_ends, identifier).await,
+            Ok(geometry) => attach(geometry, started.kernel_ends, identifier, holds).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -304,11 +307,17 @@ impl Lanes {
     }
 }
 
+/// `NBD_ATTR_TIMEOUT`: zero is never.
+fn request_timeout_s(holds: Option<Duration>) -> u64 {
+    holds.map_or(0, |holds| holds.as_secs() + WORK_S)
+}
+
 /// Gives the sockets to the kernel and makes sure of what it made of them; the device's number.
 async fn attach(
     geometry: Geometry,
     sockets: Vec<StdStream>,
     identifier: &str,
+    holds: Option<Duration>,
 ) -> Result<u32, Error> {
     let block = geometry.block_bytes;
     if !block.is_power_of_two() || !(512..=BLOCK_BYTES_MAX).contains(&block) {
@@ -328,7 +337,7 @@ async fn attach(
             size_bytes,
             block_bytes: block,
             server_flags,
-            timeout_s: TIMEOUT_S,
+            timeout_s: request_timeout_s(holds),
             dead_conn_timeout_s: DEAD_CONN_TIMEOUT_S,
             identifier: &owned,
         };

@@ -84,6 +84,7 @@ struct Address {
     portal: Portal,
     target: IscsiName,
     lun: u16,
+    more_paths: Vec<iscsi::io::Path>,
     chap: Option<ChapCredentials>,
     read_only: bool,
 }
@@ -132,6 +133,7 @@ pub(crate) async fn attach_static(cx: &Context, target: StaticTarget) -> Result<
             portal,
             target,
             lun,
+            more_paths: Vec::new(),
             chap,
             read_only,
         },
@@ -278,6 +280,7 @@ async fn export_to_us(
         portal: info.target_portal,
         target: info.target_iqn,
         lun: info.target_lun,
+        more_paths: info.more_paths,
         chap: info.chap,
         read_only: read_only || info.read_only,
     })
@@ -289,6 +292,7 @@ async fn make_device(cx: &Context, entry: Entry, address: Address) -> Result<Att
         portal,
         target,
         lun,
+        more_paths,
         chap,
         read_only,
     } = address;
@@ -313,10 +317,13 @@ async fn make_device(cx: &Context, entry: Entry, address: Address) -> Result<Att
                 chap.clone(),
                 lane_isid(entry.id, lane),
             );
-            LunSpec {
-                read_only,
-                ..LunSpec::new(session, lun)
-            }
+            let mut spec = LunSpec::new(session, lun);
+            spec.session.offers.header_digest = cx.settings.header_digest;
+            spec.session.offers.data_digest = cx.settings.data_digest;
+            spec.recovery.replacement_timeout = cx.settings.replacement_timeout;
+            spec.read_only = read_only;
+            spec.more_paths.clone_from(&more_paths);
+            spec
         })
         .collect();
     match cx.platform.connect(specs, entry.identifier()).await {

@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
+use iscsi::proto::DigestPolicy;
+use iscsi::proto::recovery::ReplacementTimeout;
+
 use super::error::Cause;
 use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
 use super::request::Fstype;
@@ -175,6 +178,9 @@ impl World {
             initiator_name: "iqn.2026-11.org.cinder-nbd:testhost".to_owned(),
             ip: None,
             lanes: 2,
+            replacement_timeout: ReplacementTimeout::Never,
+            header_digest: DigestPolicy::None,
+            data_digest: DigestPolicy::None,
             default_size: 1,
             default_fstype: Fstype::Ext4,
         }
@@ -281,6 +287,7 @@ impl Cloud for World {
                     .parse()
                     .expect("a name"),
                 target_lun: 1,
+                more_paths: Vec::new(),
                 chap: None,
                 read_only: false,
             })

@@ -6,8 +6,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use iscsi::proto::recovery::ReplacementTimeout;
 
 use super::error::{Cause, Error};
 use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
@@ -146,9 +148,22 @@ where
     Box::pin(async move { Ok(tokio::task::spawn_blocking(work).await??) })
 }
 
+/// How long the most patient lane holds I/O for a target that is away; `None` for ever.
+fn holds(lanes: &[LunSpec]) -> Option<Duration> {
+    let mut most = Duration::ZERO;
+    for lane in lanes {
+        match lane.recovery.replacement_timeout {
+            ReplacementTimeout::After(timeout) => most = most.max(timeout),
+            ReplacementTimeout::Never => return None,
+        }
+    }
+    Some(most)
+}
+
 /// Each lane logs in on its own thread; the first one's unit is what the others must show.
 async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Device>, Cause> {
     let count = lanes.len();
+    let holds = holds(&lanes);
     let lanes = Arc::new(lanes);
     let first = Arc::new(OnceLock::new());
     let seen = Arc::clone(&first);
@@ -168,7 +183,7 @@ async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Devi
             .into())
         }
     };
-    let device = KernelDevice::connect_with(count, open, &identifier).await?;
+    let device = KernelDevice::connect_with(count, open, &identifier, holds).await?;
     let identity = first.get().map(ToString::to_string).unwrap_or_default();
     Ok(Box::new(HostDevice { device, identity }))
 }

@@ -28,6 +28,9 @@ mod tests;
 
 use std::path::PathBuf;
 
+use iscsi::proto::DigestPolicy;
+use iscsi::proto::recovery::ReplacementTimeout;
+
 use crate::config::Config;
 
 pub use attachment::{lane_isid, session_params};
@@ -62,6 +65,12 @@ pub struct Settings {
     pub ip: Option<String>,
     /// Connections a volume.
     pub lanes: usize,
+    /// How long I/O waits for a target that is away.
+    pub replacement_timeout: ReplacementTimeout,
+    /// CRC32C behind each iSCSI header.
+    pub header_digest: DigestPolicy,
+    /// CRC32C behind all iSCSI data.
+    pub data_digest: DigestPolicy,
     /// GiB.
     pub default_size: u64,
     /// Made on blank volumes of ours.
@@ -80,6 +89,9 @@ impl TryFrom<&Config> for Settings {
             initiator_name: config.initiator_name.clone(),
             ip: config.ip.clone(),
             lanes: config.lanes,
+            replacement_timeout: config.replacement_timeout,
+            header_digest: config.header_digest,
+            data_digest: config.data_digest,
             default_size: config.default_size,
             default_fstype: config.default_fstype.parse()?,
         })

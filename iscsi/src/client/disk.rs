@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::execute::perform;
-use super::session::Commands;
+use super::owner::Commands;
 use super::{Error, LunInfo, Session, probe};
 use crate::io::{Command, Data};
 use crate::proto::SessionParams;

@@ -18,6 +18,7 @@
 mod disk;
 mod error;
 mod execute;
+mod owner;
 mod patience;
 mod probe;
 mod session;
@@ -26,6 +27,7 @@ pub use crate::io::discover;
 pub use disk::Disk;
 pub use error::Error;
 pub use execute::Execute;
+pub use owner::Commands;
 pub use patience::Patience;
 pub use probe::{LunInfo, probe};
-pub use session::{Commands, Session};
+pub use session::Session;

@@ -4,11 +4,12 @@ use crate::proto::discovery::{Discovered, Discovery, DiscoveryStep};
 use crate::proto::{DiscoveredTarget, DiscoveryError, SessionError, SessionParams, Violation};
 use crate::wire::header;
 
-use super::connect::{self, Connected};
+use super::connect::{self, Aim, Connected};
 use super::network::{Network, Stream, Tcp};
 
 /// Asks a portal for its targets, in a session that ends with it. The target name of `params` is
-/// not used; its login timeout holds for the login, and once more for the list.
+/// not used; its login timeout holds for the login, and once more for the list. Targets have CHAP
+/// credentials of their own for discovery: those of a target's session are not to be given here.
 ///
 /// # Errors
 /// The login failed, or the session ended before the list was complete.
@@ -34,7 +35,7 @@ pub async fn discover_over<N: Network>(
         target_name: None,
         ..params.clone()
     };
-    let connected = connect::connect(network, &params).await?;
+    let connected = connect::connect(network, &params, Aim::Leading).await?;
     let portal = connected.portal.clone();
     let after = params.login_timeout;
     let found = tokio::time::timeout(after, ask(connected))
@@ -55,6 +56,7 @@ async fn ask<S: Stream>(connected: Connected<S>) -> Result<Discovered, SessionEr
         mut stream,
         established,
         portal,
+        permanent_portal: _,
     } = connected;
     let limit = established.agreed.ours_max_recv_data_segment_bytes;
     let mut discovery = Discovery::new(portal, &established);

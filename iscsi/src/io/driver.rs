@@ -24,13 +24,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::connect::{self, Connected};
+use super::connect::{self, Aim, Connected};
 use super::line::Line;
 use super::network::{Network, Stream, Tcp};
 use super::receiver::Step;
 use super::slots::Slots;
 use super::{Command, Completion, Data, Digests};
-use crate::proto::login::Established;
 use crate::proto::negotiation::Agreed;
 use crate::proto::session::{self, Completed, Direction, Event, Session, TargetEvent};
 use crate::proto::{FunctionError, LoginError, Misuse, Portal, SessionError, SessionParams};
@@ -61,6 +60,7 @@ pub struct Driver<S = TcpStream> {
     timer: Option<Pin<Box<Sleep>>>,
     end: Option<SessionError>,
     portal: Portal,
+    permanent_portal: Option<Portal>,
 }
 
 impl Driver {
@@ -91,24 +91,39 @@ impl<S: Stream> Driver<S> {
         if params.target_name.is_none() {
             return Err(LoginError::Misuse(Misuse::NoTarget));
         }
+        let connected = connect::connect(network, params, Aim::Leading).await?;
+        let tsih = connected.established.tsih;
+        let agreed = &connected.established.agreed;
+        let connections = params
+            .offers
+            .max_connections
+            .min(agreed.max_connections)
+            .min(session::CONNECTIONS_MAX);
+        tracing::debug!(portal = %connected.portal, tsih, ?agreed, "logged in");
+        let mut driver = Self::of(connected, params);
+        if connections > 1 {
+            driver
+                .open_further(network, params, tsih, connections)
+                .await;
+        }
+        Ok(driver)
+    }
+
+    /// The driver of a leading connection that is logged in.
+    fn of(connected: Connected<S>, params: &SessionParams) -> Self {
         let Connected {
             stream,
             established,
             portal,
-        } = connect::connect(network, params).await?;
-        tracing::debug!(%portal, tsih = established.tsih, agreed = ?established.agreed, "logged in");
-        Ok(Self::of(stream, &established, portal, params))
-    }
-
-    /// The driver of a connection that is logged in.
-    fn of(stream: S, established: &Established, portal: Portal, params: &SessionParams) -> Self {
+            permanent_portal,
+        } = connected;
         let settings = session::Settings {
             tasks: session::TASKS_MAX,
             noop_interval: params.noop_interval,
             noop_timeout: params.noop_timeout,
             timeouts: params.timeouts,
         };
-        let session = Session::new(established, settings, now());
+        let session = Session::new(&established, settings, now());
         let slots = session.free_slots();
         let timer = session
             .poll_timeout()
@@ -125,14 +140,39 @@ impl<S: Stream> Driver<S> {
             timer,
             end: None,
             portal,
+            permanent_portal,
+        }
+    }
+
+    /// Opens connections 1 to `count` of the session `tsih`, where the leading one ended. One that
+    /// cannot be opened is no failure: the session works with those that it has.
+    async fn open_further<N: Network<Stream = S>>(
+        &mut self,
+        network: &N,
+        params: &SessionParams,
+        tsih: u16,
+        count: u16,
+    ) {
+        let mut params = params.clone();
+        params.portal = self.portal.clone();
+        for cid in 1..count {
+            let cmd_sn = self.session.cmd_sn();
+            let aim = Aim::Further { cmd_sn, tsih, cid };
+            match connect::connect(network, &params, aim).await {
+                Ok(connected) => self.join(connected),
+                Err(cause) => {
+                    tracing::warn!(cid, %cause, "no further connection could be opened");
+                    return;
+                }
+            }
         }
     }
 
     /// A further connection that is logged in to the same session.
-    fn join(&mut self, stream: S, established: &Established) {
-        self.session.join(established, now());
-        let digests = Digests::of(&established.agreed);
-        self.lines.push(Some(Line::new(stream, digests)));
+    fn join(&mut self, connected: Connected<S>) {
+        self.session.join(&connected.established, now());
+        let digests = Digests::of(&connected.established.agreed);
+        self.lines.push(Some(Line::new(connected.stream, digests)));
     }
 
     /// Queues a command. It leaves with the next `poll_completion` or `poll_flush`.
@@ -304,6 +344,11 @@ impl<S: Stream> Driver<S> {
     /// What the login agreed on.
     pub fn agreed(&self) -> &Agreed {
         self.session.agreed()
+    }
+
+    /// Where the target has moved for good, as it said at the login: later logins go there at once.
+    pub fn permanent_portal(&self) -> Option<&Portal> {
+        self.permanent_portal.as_ref()
     }
 
     /// The portal at which the login ended: the asked one, or where the target sent us.

@@ -26,6 +26,11 @@ pub trait Network: Clone + fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As the system says.
     fn connect(&self, portal: &Portal) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Chance, for pauses that are to differ from host to host. Where the system has none they do not differ.
+    fn random(&self) -> u32 {
+        getrandom::u32().unwrap_or_default()
+    }
 }
 
 /// A connection: an ordered stream of bytes each way. Dropping it closes it.

@@ -292,13 +292,19 @@ fn parse_targets(text: &[u8], asked: &Portal) -> Result<Discovered, Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::negotiation::Negotiation;
+    use crate::proto::Offers;
+    use crate::proto::negotiation::{Negotiation, Role};
     use crate::wire::header::ResponseNumbers;
 
     fn discovery() -> Discovery {
         let established = Established {
-            agreed: Negotiation::new(true).finish().unwrap(),
+            agreed: Negotiation::new(Role::Discovery, &Offers::default())
+                .finish()
+                .unwrap(),
             tsih: 1,
+            cid: 0,
+            is_target_proved: false,
+            warnings: Vec::new(),
             cmd_sn: CmdSn(7),
             exp_stat_sn: StatSn(100),
             numbers: ResponseNumbers::default(),
@@ -323,7 +329,7 @@ mod tests {
         (bhs, text.to_vec())
     }
 
-    // RFC 7143 §11.10, §11.11: the list goes on while F is not set, the tag is echoed
+    // L23: RFC 7143 §11.10, §11.11: the list goes on while F is not set, the tag is echoed
     #[test]
     fn list_over_several_pdus_is_put_together_even_when_split_in_a_key() {
         let mut discovery = discovery();

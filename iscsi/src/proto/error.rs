@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::chap::Unproved;
 use super::{Portal, Violation};
 use crate::wire::login::LoginStatus;
 use crate::wire::logout::LogoutOutcome;
@@ -73,12 +74,42 @@ pub enum LoginError {
         /// What we offered.
         offered: &'static str,
     },
+    /// The target takes none of the CHAP algorithms that we offered.
+    #[error(
+        "the target takes none of the offered CHAP algorithms ({offered}); offer others, such as MD5"
+    )]
+    ChapAlgorithm {
+        /// What we offered, as `CHAP_A` has it.
+        offered: String,
+    },
+    /// The target did not prove itself to us. Not to be confused with `Refused`: here it is we who
+    /// do not trust.
+    #[error(
+        "the target did not prove itself: {0}; check the name and secret of mutual CHAP, and who \
+         answers at this portal"
+    )]
+    TargetUnproved(#[from] Unproved),
+    /// The target does without a digest that we require.
+    #[error(
+        "the target does not agree to {key}=CRC32C, which is required; enable it there, or do not \
+         require it"
+    )]
+    DigestRefused {
+        /// `HeaderDigest` or `DataDigest`.
+        key: &'static str,
+    },
     /// The target broke a rule.
     #[error("the target broke the iSCSI protocol during login: {0}; report it to its vendor")]
     Violation(#[from] Violation),
     /// The target sent us on too often.
     #[error("more than {0} redirections; check the target's portal configuration")]
     TooManyRedirects(usize),
+    /// The target sent us to where we had been.
+    #[error("redirections lead back to portal {portal}; check the target's portal configuration")]
+    RedirectLoop {
+        /// Where we had been.
+        portal: Portal,
+    },
     /// The caller asked for something that cannot be.
     #[error("{0}")]
     Misuse(Misuse),
@@ -134,6 +165,40 @@ pub enum Misuse {
     /// More task management functions at once than a session keeps track of.
     #[error("too many task management functions under way; wait for one to be answered")]
     TooManyFunctions,
+    /// No CHAP algorithm to offer, or one twice.
+    #[error("the list of CHAP algorithms is empty or has one twice; correct it")]
+    ChapAlgorithms,
+    /// Mutual CHAP without credentials of our own.
+    #[error("mutual CHAP needs CHAP credentials of the initiator too; give both")]
+    MutualAlone,
+    /// Authentication is required, and there is nothing to authenticate with.
+    #[error("authentication is required, but there are no CHAP credentials; give some")]
+    NoCredentials,
+    /// One secret for both directions.
+    #[error(
+        "the secrets of initiator and target are the same, so that neither would prove anything; \
+         give the target another one"
+    )]
+    EqualSecrets,
+    /// Mutual CHAP, and no random bytes for its challenge.
+    #[error("mutual CHAP needs random bytes for its challenge")]
+    NoChance,
+    /// A value to offer that the key cannot have.
+    #[error("{key} can be offered from {low} to {high}; correct it")]
+    Offer {
+        /// The key.
+        key: &'static str,
+        /// The lowest legal value.
+        low: u32,
+        /// The highest legal value.
+        high: u32,
+    },
+    /// A first burst that is longer than a burst.
+    #[error("FirstBurstLength cannot be above MaxBurstLength; correct one of them")]
+    FirstBurst,
+    /// A further connection of a session that is none.
+    #[error("a further connection needs a normal session with a TSIH other than 0")]
+    NoSession,
 }
 
 /// Why a session ended.
@@ -251,8 +316,12 @@ impl LoginError {
             Self::Refused { status } if status.class == 3 => Retry::AfterReconnect,
             Self::Refused { .. }
             | Self::Authentication { .. }
+            | Self::ChapAlgorithm { .. }
+            | Self::TargetUnproved(_)
+            | Self::DigestRefused { .. }
             | Self::Violation(_)
             | Self::TooManyRedirects(_)
+            | Self::RedirectLoop { .. }
             | Self::Misuse(_) => Retry::Never,
         }
     }

@@ -36,7 +36,7 @@ impl fmt::Display for Isid {
 mod tests {
     use super::*;
 
-    // RFC 7143 §11.12.5
+    // L2: RFC 7143 §11.12.5
     #[test]
     fn random_format_has_its_mark_and_its_qualifier() {
         let isid = Isid::random([0xaa, 0xbb, 0xcc], 0x0102);

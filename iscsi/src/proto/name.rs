@@ -94,7 +94,7 @@ fn is_hex(digits: &str) -> bool {
 mod tests {
     use super::*;
 
-    // RFC 7143 §4.2.7
+    // L17: RFC 7143 §4.2.7
     #[test]
     fn names_of_three_kinds_are_read_and_folded() {
         for (text, name) in [
@@ -114,6 +114,7 @@ mod tests {
         }
     }
 
+    // L17
     #[test]
     fn what_is_no_name_is_refused() {
         for text in [

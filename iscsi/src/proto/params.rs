@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{IscsiName, Isid, Portal, Secret, Timeouts};
+use super::chap::{self, ChapAlgorithm};
+use super::{IscsiName, Isid, Misuse, Offers, Portal, Secret, Timeouts};
 
-/// CHAP name and secret, one-way (the target asks us).
+/// A CHAP name and its secret.
 #[derive(Clone, Debug)]
 pub struct ChapCredentials {
     /// `CHAP_N`.
@@ -22,8 +23,19 @@ pub struct SessionParams {
     pub initiator_name: IscsiName,
     /// Whom we want; `None` for a discovery session.
     pub target_name: Option<IscsiName>,
-    /// CHAP, if the target asks for it; `None` offers `AuthMethod=None` only.
+    /// The portal group that discovery told for the portal. Another one is a warning, no failure.
+    pub expected_tpgt: Option<u16>,
+    /// What we prove ourselves with, if the target asks for it; `None` offers `AuthMethod=None` only.
     pub chap: Option<ChapCredentials>,
+    /// What the target has to prove itself with (mutual CHAP). Implies `require_authentication`.
+    pub mutual_chap: Option<ChapCredentials>,
+    /// The CHAP algorithms that we offer, in order of preference. Default MD5 alone, as old targets
+    /// refuse any list; where a longer one is refused and has MD5 in it, MD5 is tried alone, once.
+    pub chap_algorithms: Vec<ChapAlgorithm>,
+    /// Never log in without CHAP: `AuthMethod=None` is neither offered nor accepted.
+    pub require_authentication: bool,
+    /// What we bring to the negotiation of the session's values.
+    pub offers: Offers,
     /// Our half of the session's identity.
     pub isid: Isid,
     /// For connect and login together. Default 15 s.
@@ -37,19 +49,38 @@ pub struct SessionParams {
 }
 
 impl SessionParams {
-    /// Parameters with the default times, no target and no CHAP.
+    /// Parameters with the default times and offers, no target and no CHAP.
     pub fn new(portal: Portal, initiator_name: IscsiName, isid: Isid) -> Self {
         Self {
             portal,
             initiator_name,
             target_name: None,
+            expected_tpgt: None,
             chap: None,
+            mutual_chap: None,
+            chap_algorithms: vec![ChapAlgorithm::Md5],
+            require_authentication: false,
+            offers: Offers::default(),
             isid,
             login_timeout: LOGIN_TIMEOUT,
             noop_interval: NOOP_INTERVAL,
             noop_timeout: NOOP_TIMEOUT,
             timeouts: Timeouts::default(),
         }
+    }
+
+    /// Whether a login can be tried with them.
+    ///
+    /// # Errors
+    /// The first thing that cannot be.
+    pub fn check(&self) -> Result<(), Misuse> {
+        self.offers.check()?;
+        chap::check(self)
+    }
+
+    /// Whether a login without authentication is refused.
+    pub fn is_authentication_required(&self) -> bool {
+        self.require_authentication || self.mutual_chap.is_some()
     }
 }
 

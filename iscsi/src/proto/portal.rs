@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::wire::text_keys;
+
 /// The port of iSCSI (RFC 7143 §4.1).
 pub(crate) const PORT: u16 = 3260;
 /// Longest host: a domain name has at most 255 bytes (RFC 7143 §6.1).
@@ -33,7 +35,8 @@ impl Portal {
         match text.rsplit_once(',') {
             None => Ok((text.parse()?, None)),
             Some((portal, tag)) => {
-                let tag = tag.parse().map_err(|_| PortalError(text.to_owned()))?;
+                let tag = text_keys::read_number(tag).and_then(|tag| u16::try_from(tag).ok());
+                let tag = tag.ok_or_else(|| PortalError(text.to_owned()))?;
                 Ok((portal.parse()?, Some(tag)))
             }
         }
@@ -107,12 +110,19 @@ mod tests {
         }
     }
 
+    // L26: RFC 7143 §13.8
     #[test]
     fn target_addresses_carry_a_tag_or_none() {
         let (portal, tag) = Portal::from_target_address("[fe80::1]:3261,65535").unwrap();
         assert_eq!(
             (portal.to_string().as_str(), tag),
             ("[fe80::1]:3261", Some(65535))
+        );
+        // Without brackets too, and with a tag in hex
+        let (portal, tag) = Portal::from_target_address("fe80::1,0x10").unwrap();
+        assert_eq!(
+            (portal.to_string().as_str(), tag),
+            ("[fe80::1]:3260", Some(16))
         );
         assert_eq!(Portal::from_target_address("10.0.0.1").unwrap().1, None);
         assert!(Portal::from_target_address("10.0.0.1:3260,65536").is_err());

@@ -21,6 +21,7 @@ impl Secret {
 }
 
 impl fmt::Debug for Secret {
+    // RFC 7143 §9.2.1 (C13): in no output
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
     }
@@ -30,6 +31,7 @@ impl fmt::Debug for Secret {
 mod tests {
     use super::*;
 
+    // C13
     #[test]
     fn secret_does_not_print() {
         let secret = Secret::new("hunter2".to_owned());

@@ -21,6 +21,9 @@ pub enum Violation {
     /// A key came twice, or was answered twice.
     #[error("key {0} came twice in one login")]
     KeyRepeated(String),
+    /// More keys that we do not know than any target has.
+    #[error("more than {0} unknown keys in one login")]
+    KeysTooMany(usize),
     /// A value outside what the key may have.
     #[error("key {key} has the illegal value {value:?}")]
     KeyValue {
@@ -62,6 +65,17 @@ pub enum Violation {
     /// The last login response names no session.
     #[error("login ended without a session handle (TSIH 0)")]
     TsihZero,
+    /// The login of a further connection ended in another session.
+    #[error("login ended in session {seen:#06x}, it was for session {expected:#06x}")]
+    Tsih {
+        /// Of the session that the connection was to join.
+        expected: u16,
+        /// What came.
+        seen: u16,
+    },
+    /// A login response for another initiator port.
+    #[error("login response with the wrong ISID")]
+    Isid,
     /// The login went on without getting anywhere.
     #[error("login did not end after {0} rounds")]
     LoginRounds(u32),

@@ -106,6 +106,7 @@ mod tests {
 
     use super::*;
 
+    // C5
     #[test]
     fn hex_in_both_cases_and_with_an_odd_number_of_digits() {
         assert_eq!(parse("0xDeadbeef"), Some(vec![0xde, 0xad, 0xbe, 0xef]));
@@ -113,7 +114,7 @@ mod tests {
         assert_eq!(to_hex(&[0x00, 0x0f, 0xff]), "0x000fff");
     }
 
-    // RFC 4648 §10: test vectors
+    // C5: RFC 4648 §10: test vectors
     #[test]
     fn base64_equals_the_published_vectors() {
         for (text, bytes) in [
@@ -148,7 +149,7 @@ mod tests {
         }
     }
 
-    // RFC 7143 §12.1.3: binary values up to 1024 bytes
+    // C5, C6: RFC 7143 §12.1.3: binary values up to 1024 bytes
     #[test]
     fn limit_is_1024_bytes_in_either_spelling() {
         assert_eq!(

@@ -156,6 +156,11 @@ impl LoginStatus {
         class: 1,
         detail: 2,
     };
+    /// The initiator did something wrong.
+    pub const INITIATOR_ERROR: Self = Self {
+        class: 2,
+        detail: 0,
+    };
     /// The initiator could not be authenticated.
     pub const AUTHENTICATION_FAILURE: Self = Self {
         class: 2,

@@ -65,6 +65,20 @@ pub fn emit(text: &mut Vec<u8>, key: &str, value: &str) {
     text.push(0);
 }
 
+/// RFC 7143 §6.1: a number is decimal, or hex behind `0x`; `None` if it is neither, or has more than
+/// 32 bits.
+pub fn read_number(text: &str) -> Option<u32> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // `from_str_radix` would take a sign.
+    if !digits.starts_with(|c: char| c.is_digit(radix)) {
+        return None;
+    }
+    u32::from_str_radix(digits, radix).ok()
+}
+
 fn pair(input: &[u8]) -> nom::IResult<&[u8], (&[u8], &[u8])> {
     terminated(
         separated_pair(
@@ -121,6 +135,30 @@ mod tests {
             [("CHAP_C", "0bAA==")]
         );
         assert_eq!(parse(b"").unwrap(), []);
+    }
+
+    // RFC 7143 §6.1: numerical values
+    #[test]
+    fn numbers_are_decimal_or_hex_without_a_sign() {
+        for (text, number) in [
+            ("0", Some(0)),
+            ("008192", Some(8192)),
+            ("4294967295", Some(u32::MAX)),
+            ("4294967296", None),
+            ("0x1F", Some(31)),
+            ("0XfF", Some(255)),
+            ("0x100000000", None),
+            ("0x", None),
+            ("0x+1", None),
+            ("+1", None),
+            ("-1", None),
+            ("1 ", None),
+            ("1e3", None),
+            ("0b1", None),
+            ("", None),
+        ] {
+            assert_eq!(read_number(text), number, "{text:?}");
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 
 use super::*;
-use crate::proto::negotiation::Negotiation;
-use crate::proto::{Isid, Timeouts};
+use crate::proto::login::Established;
+use crate::proto::negotiation::{Negotiation, Role};
+use crate::proto::{Isid, Offers, Timeouts};
 use crate::scsi::{Cdb, Status};
 use crate::wire::async_message::{AsyncEvent, AsyncMessage};
 use crate::wire::data_in::{DataIn, DataInStatus};
@@ -107,15 +108,25 @@ struct Bed {
     digests: bool,
 }
 
-fn established(digests: bool) -> Established {
-    let mut agreed = Negotiation::new(false).finish().unwrap();
+fn connected<S>(stream: S, digests: bool) -> Connected<S> {
+    let negotiation = Negotiation::new(Role::Leading, &Offers::default());
+    let mut agreed = negotiation.finish().unwrap();
     (agreed.header_digest, agreed.data_digest) = (digests, digests);
-    Established {
+    let established = Established {
         agreed,
         tsih: 1,
+        cid: 0,
+        is_target_proved: false,
+        warnings: Vec::new(),
         cmd_sn: CmdSn(1),
         exp_stat_sn: StatSn(100),
         numbers: numbers(99),
+    };
+    Connected {
+        stream,
+        established: Box::new(established),
+        portal: "192.0.2.1".parse().unwrap(),
+        permanent_portal: None,
     }
 }
 
@@ -131,13 +142,12 @@ impl Bed {
     fn new(connections: usize, piece: usize, digests: bool) -> Self {
         let portal: Portal = "192.0.2.1".parse().unwrap();
         let name = "iqn.2026-11.test:host".parse().unwrap();
-        let mut params = SessionParams::new(portal.clone(), name, Isid::random([1, 2, 3], 4));
+        let mut params = SessionParams::new(portal, name, Isid::random([1, 2, 3], 4));
         params.timeouts = Timeouts::OFF;
         let wires: Vec<Wire> = (0..connections).map(|_| Wire::new(piece)).collect();
-        let leading = wires[0].clone();
-        let mut driver = Driver::of(leading, &established(digests), portal, &params);
+        let mut driver = Driver::of(connected(wires[0].clone(), digests), &params);
         for wire in &wires[1..] {
-            driver.join(wire.clone(), &established(digests));
+            driver.join(connected(wire.clone(), digests));
         }
         Self {
             driver,
@@ -429,9 +439,9 @@ async fn loss_of_one_connection_is_the_loss_of_the_session() {
     }
     let portal: Portal = "192.0.2.1".parse().unwrap();
     let name = "iqn.2026-11.test:host".parse().unwrap();
-    let params = SessionParams::new(portal.clone(), name, Isid::random([1, 2, 3], 4));
-    let mut driver = Driver::of(Closed, &established(false), portal, &params);
-    driver.join(Closed, &established(false));
+    let params = SessionParams::new(portal, name, Isid::random([1, 2, 3], 4));
+    let mut driver = Driver::of(connected(Closed, false), &params);
+    driver.join(connected(Closed, false));
     for token in [3, 1, 2] {
         let command = Command {
             lun: LUN,

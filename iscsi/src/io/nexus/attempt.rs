@@ -104,7 +104,7 @@ impl<N: Network> Work<N> {
         let mut session = self.params.session_over(&self.path);
         #[cfg(feature = "hazards")]
         if self.params.hazards.fresh_isid && self.expected.is_some() {
-            let qualifier = getrandom::u32().unwrap_or_default().to_be_bytes();
+            let qualifier = self.network.random().to_be_bytes();
             session.isid =
                 crate::proto::Isid::random([qualifier[0], qualifier[1], qualifier[2]], 1);
         }
@@ -117,7 +117,7 @@ impl<N: Network> Work<N> {
         match proved {
             Ok(proof) => Ok(Opened {
                 key: self.key(&driver),
-                moved_to: None,
+                moved_to: driver.permanent_portal().cloned(),
                 driver,
                 identity: proof.identity,
                 preference: proof.preference,

@@ -162,7 +162,7 @@ impl<N: Network> Nexus<N> {
                     Proved::LookFurther => {}
                 },
                 Err(error) => {
-                    recovery.handle_failed(now(), random());
+                    recovery.handle_failed(now(), network.random());
                     failure = error;
                 }
             }
@@ -406,7 +406,7 @@ impl<N: Network> Nexus<N> {
         let opened = match ended {
             Ok(opened) => opened,
             Err(error) => {
-                self.recovery.handle_failed(now(), random());
+                self.recovery.handle_failed(now(), self.network.random());
                 self.remark(&error, path);
                 self.cause = Some(Arc::new(error));
                 return;
@@ -489,9 +489,4 @@ const EVENTS_READY: usize = 136;
 /// The clock of the whole crate: tokio's, so that tests can stop it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// Chance for pauses. Where the system gives none, pauses are merely not spread.
-fn random() -> u32 {
-    getrandom::u32().unwrap_or_default()
 }

@@ -1,8 +1,10 @@
-//! The table of the negotiated keys, and our offers.
+//! The table of the negotiated keys.
 //!
 //! Source: RFC 7143 §13, each row by its section.
 
 use std::ops::RangeInclusive;
+
+use crate::proto::offers::{COUNT_RANGE, DigestPolicy, Offers, SEGMENT_RANGE, TIME_RANGE};
 
 /// A key that is negotiated by offer and answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,15 +35,21 @@ pub enum Key {
     DataSequenceInOrder,
     /// RFC 7143 §13.20.
     ErrorRecoveryLevel,
+    /// RFC 7143 §13.23.
+    TaskReporting,
+    /// RFC 7144 §7.1.1.
+    ISCSIProtocolLevel,
 }
 
-/// How two values become one (RFC 7143 §6.2.2).
+/// How two values become one (RFC 7143 §6.2.1, §6.2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Function {
     And,
     Or,
     Minimum,
     Maximum,
+    /// The first of the offered list that the other side takes.
+    First,
 }
 
 /// What a value looks like.
@@ -50,14 +58,19 @@ pub(super) enum Kind {
     Boolean,
     /// Lowest and highest legal number.
     Number(u32, u32),
-    Digest,
+    /// Words, each standing for its place in the slice.
+    Words(&'static [&'static str]),
 }
 
-/// In which sessions a key has a use.
+/// Where a key has a use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    Any,
-    Normal,
+    /// Each connection for itself, in all sessions.
+    Connection,
+    /// The session: on its leading connection only, discovery or not.
+    Session,
+    /// The session, and irrelevant in a discovery session.
+    NormalSession,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,154 +80,95 @@ pub(super) struct Rule {
     pub(super) kind: Kind,
     pub(super) function: Function,
     pub(super) default: u32,
-    pub(super) ours: u32,
     pub(super) scope: Scope,
 }
 
-/// What we take in one data segment. open-iscsi's value; larger segments gain nothing, as the
-/// socket gives less at a time.
-pub(super) const MAX_RECV_DATA_SEGMENT_BYTES: u32 = 262_144;
 /// RFC 7143 §13.12: what a side takes that declares nothing.
 pub(super) const MAX_RECV_DATA_SEGMENT_BYTES_DEFAULT: u32 = 8192;
-/// RFC 7143 §13.12-§13.14: legal lengths of segments and bursts.
-pub(super) const SEGMENT_RANGE: RangeInclusive<u32> = SEGMENT_LOW..=SEGMENT_HIGH;
+/// RFC 7143 §13.1: the algorithms; others are private ones (`Y-`).
+const DIGESTS: Kind = Kind::Words(&["None", "CRC32C"]);
+const NO_DIGEST: u32 = 0;
+pub(super) const CRC32C: u32 = 1;
+/// RFC 7143 §13.23.
+const TASK_REPORTING: Kind = Kind::Words(&["RFC3720", "ResponseFence", "FastAbort"]);
+const RFC3720: u32 = 0;
 
-const SEGMENT_LOW: u32 = 512;
-const SEGMENT_HIGH: u32 = (1 << 24) - 1;
-/// The largest multiple of 64 KiB below 2^24: some targets round 2^24 - 1 up and stumble.
-const MAX_BURST_BYTES: u32 = 16_711_680;
-/// A write of up to this size leaves without waiting for an R2T where the target lets it.
-const FIRST_BURST_BYTES: u32 = 262_144;
-/// The target may ask for the next burst while we send this one.
-const MAX_OUTSTANDING_R2T: u32 = 4;
-/// RFC 7143 §13.15: the default. Whoever reinstates waits as long as the target asks.
-const TIME_2_WAIT_SECONDS: u32 = 2;
-/// RFC 7143 §13.16: at error recovery level 0 the target need not keep our tasks at all.
-const TIME_2_RETAIN_SECONDS: u32 = 0;
+const SEGMENT: Kind = number(SEGMENT_RANGE);
+const COUNT: Kind = number(COUNT_RANGE);
+const TIME: Kind = number(TIME_RANGE);
+const LEVEL: Kind = Kind::Number(0, 2);
+/// RFC 7144 §7.1.1.
+const PROTOCOL: Kind = Kind::Number(0, 31);
 
-pub(super) const RULES: [Rule; 13] = [
-    rule(
-        Key::HeaderDigest,
-        "HeaderDigest",
-        Kind::Digest,
-        Function::Minimum,
-        0,
-        0,
-    )
-    .any(),
-    rule(
-        Key::DataDigest,
-        "DataDigest",
-        Kind::Digest,
-        Function::Minimum,
-        0,
-        0,
-    )
-    .any(),
-    rule(
-        Key::MaxConnections,
-        "MaxConnections",
-        Kind::Number(1, 65_535),
-        Function::Minimum,
-        1,
-        1,
-    ),
-    rule(
-        Key::InitialR2T,
-        "InitialR2T",
-        Kind::Boolean,
-        Function::Or,
-        1,
-        0,
-    ),
-    rule(
-        Key::ImmediateData,
-        "ImmediateData",
-        Kind::Boolean,
-        Function::And,
-        1,
-        1,
-    ),
-    rule(
-        Key::MaxBurstLength,
-        "MaxBurstLength",
-        Kind::Number(SEGMENT_LOW, SEGMENT_HIGH),
-        Function::Minimum,
-        262_144,
-        MAX_BURST_BYTES,
-    ),
-    rule(
-        Key::FirstBurstLength,
-        "FirstBurstLength",
-        Kind::Number(SEGMENT_LOW, SEGMENT_HIGH),
-        Function::Minimum,
-        65_536,
-        FIRST_BURST_BYTES,
-    ),
-    rule(
-        Key::DefaultTime2Wait,
-        "DefaultTime2Wait",
-        Kind::Number(0, 3600),
-        Function::Maximum,
-        2,
-        TIME_2_WAIT_SECONDS,
-    )
-    .any(),
-    rule(
-        Key::DefaultTime2Retain,
-        "DefaultTime2Retain",
-        Kind::Number(0, 3600),
-        Function::Minimum,
-        20,
-        TIME_2_RETAIN_SECONDS,
-    )
-    .any(),
-    rule(
-        Key::MaxOutstandingR2T,
-        "MaxOutstandingR2T",
-        Kind::Number(1, 65_535),
-        Function::Minimum,
-        1,
-        MAX_OUTSTANDING_R2T,
-    ),
-    rule(
-        Key::DataPDUInOrder,
-        "DataPDUInOrder",
-        Kind::Boolean,
-        Function::Or,
-        1,
-        1,
-    ),
-    rule(
-        Key::DataSequenceInOrder,
-        "DataSequenceInOrder",
-        Kind::Boolean,
-        Function::Or,
-        1,
-        1,
-    ),
-    rule(
-        Key::ErrorRecoveryLevel,
-        "ErrorRecoveryLevel",
-        Kind::Number(0, 2),
-        Function::Minimum,
-        0,
-        0,
-    )
-    .any(),
-];
+const YES: u32 = 1;
 
-/// RFC 7143 §6.1: a number is decimal, or hex behind `0x`.
-pub(super) fn read_number(text: &str) -> Option<u32> {
-    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => (digits, 16),
-        None => (text, 10),
-    };
-    // `from_str_radix` would take a sign.
-    if !digits.starts_with(|c: char| c.is_digit(radix)) {
-        return None;
+/// RFC 7143 §13, RFC 7144 §7.1.1: the keys, as one table.
+#[rustfmt::skip]
+pub(super) const RULES: [Rule; 15] = {
+    use Function::{And, First, Maximum, Minimum, Or};
+    use Kind::Boolean;
+    use Scope::{Connection, NormalSession, Session};
+    [
+        rule(Key::HeaderDigest, "HeaderDigest", DIGESTS, First, NO_DIGEST, Connection),
+        rule(Key::DataDigest, "DataDigest", DIGESTS, First, NO_DIGEST, Connection),
+        rule(Key::MaxConnections, "MaxConnections", COUNT, Minimum, 1, NormalSession),
+        rule(Key::InitialR2T, "InitialR2T", Boolean, Or, YES, NormalSession),
+        rule(Key::ImmediateData, "ImmediateData", Boolean, And, YES, NormalSession),
+        rule(Key::MaxBurstLength, "MaxBurstLength", SEGMENT, Minimum, 262_144, NormalSession),
+        rule(Key::FirstBurstLength, "FirstBurstLength", SEGMENT, Minimum, 65_536, NormalSession),
+        rule(Key::DefaultTime2Wait, "DefaultTime2Wait", TIME, Maximum, 2, Session),
+        rule(Key::DefaultTime2Retain, "DefaultTime2Retain", TIME, Minimum, 20, Session),
+        rule(Key::MaxOutstandingR2T, "MaxOutstandingR2T", COUNT, Minimum, 1, NormalSession),
+        rule(Key::DataPDUInOrder, "DataPDUInOrder", Boolean, Or, YES, NormalSession),
+        rule(Key::DataSequenceInOrder, "DataSequenceInOrder", Boolean, Or, YES, NormalSession),
+        rule(Key::ErrorRecoveryLevel, "ErrorRecoveryLevel", LEVEL, Minimum, 0, Session),
+        rule(Key::TaskReporting, "TaskReporting", TASK_REPORTING, First, RFC3720, NormalSession),
+        rule(Key::ISCSIProtocolLevel, "iSCSIProtocolLevel", PROTOCOL, Minimum, 1, NormalSession),
+    ]
+};
+
+/// What we bring to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ours {
+    /// A boolean or a number.
+    Value(u32),
+    /// Words, in the order of our preference.
+    Words(&'static [u32]),
+}
+
+impl Ours {
+    pub(super) fn of(key: Key, offers: &Offers, has_digests: bool) -> Self {
+        let digest = |policy| match policy {
+            DigestPolicy::Prefer if has_digests => Self::Words(&[CRC32C, NO_DIGEST]),
+            DigestPolicy::Require if has_digests => Self::Words(&[CRC32C]),
+            DigestPolicy::None | DigestPolicy::Prefer | DigestPolicy::Require => {
+                Self::Words(&[NO_DIGEST])
+            }
+        };
+        match key {
+            Key::HeaderDigest => digest(offers.header_digest),
+            Key::DataDigest => digest(offers.data_digest),
+            Key::MaxConnections => Self::Value(u32::from(offers.max_connections)),
+            Key::InitialR2T => Self::Value(u32::from(offers.initial_r2t)),
+            Key::ImmediateData => Self::Value(u32::from(offers.immediate_data)),
+            Key::MaxBurstLength => Self::Value(offers.max_burst_bytes),
+            Key::FirstBurstLength => Self::Value(offers.first_burst_bytes),
+            Key::DefaultTime2Wait => Self::Value(u32::from(offers.time_2_wait)),
+            Key::DefaultTime2Retain => Self::Value(u32::from(offers.time_2_retain)),
+            Key::MaxOutstandingR2T => Self::Value(u32::from(offers.max_outstanding_r2t)),
+            // Data out of order has no use for us, and no target needs it.
+            Key::DataPDUInOrder | Key::DataSequenceInOrder => Self::Value(YES),
+            // A broken connection is reinstated whole: nothing is recovered within one.
+            Key::ErrorRecoveryLevel => Self::Value(0),
+            // We speak the older of each.
+            Key::TaskReporting => Self::Words(&[RFC3720]),
+            Key::ISCSIProtocolLevel => Self::Value(1),
+        }
     }
-    u32::from_str_radix(digits, radix).ok()
+}
+
+const fn number(range: RangeInclusive<u32>) -> Kind {
+    Kind::Number(*range.start(), *range.end())
 }
 
 const fn rule(
@@ -223,7 +177,7 @@ const fn rule(
     kind: Kind,
     function: Function,
     default: u32,
-    ours: u32,
+    scope: Scope,
 ) -> Rule {
     Rule {
         key,
@@ -231,15 +185,6 @@ const fn rule(
         kind,
         function,
         default,
-        ours,
-        scope: Scope::Normal,
-    }
-}
-
-impl Rule {
-    /// Of use in discovery sessions too.
-    const fn any(mut self) -> Self {
-        self.scope = Scope::Any;
-        self
+        scope,
     }
 }

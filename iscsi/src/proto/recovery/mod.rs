@@ -22,6 +22,8 @@
 //!
 //! What an attempt consists of (connect, log in, fence, identity gate) and what becomes of I/O is `io::nexus`'s.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// How long I/O waits for a lost session before it fails.
@@ -31,6 +33,36 @@ pub enum ReplacementTimeout {
     After(Duration),
     /// For ever: whoever waits hangs until the target returns.
     Never,
+}
+
+/// A text that is no replacement timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a number of seconds up to {SECONDS_MAX}, 0 to fail at once, or `never`")]
+pub struct ReplacementTimeoutError;
+
+/// Seconds, or `never`.
+impl FromStr for ReplacementTimeout {
+    type Err = ReplacementTimeoutError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        let seconds = text.parse().map_err(|_| ReplacementTimeoutError)?;
+        if seconds > SECONDS_MAX {
+            return Err(ReplacementTimeoutError);
+        }
+        Ok(Self::After(Duration::from_secs(seconds)))
+    }
+}
+
+impl fmt::Display for ReplacementTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(timeout) => write!(f, "{}", timeout.as_secs()),
+            Self::Never => f.write_str("never"),
+        }
+    }
 }
 
 /// How patient a nexus is.
@@ -96,6 +128,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// open-iscsi's `node.session.timeo.replacement_timeout`.
 const REPLACEMENT_TIMEOUT: Duration = Duration::from_mins(2);
+/// Root on iSCSI is run with a day (open-iscsi's README); whoever wants more wants `never`.
+const SECONDS_MAX: u64 = 604_800;
 /// Doublings after which any pause has reached its maximum.
 const DOUBLINGS_MAX: u32 = 16;
 

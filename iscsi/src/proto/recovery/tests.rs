@@ -174,3 +174,21 @@ fn a_fallback_that_fails_too_ends_the_round() {
     recovery.handle_failed(now, u32::MAX);
     assert_eq!(recovery.poll_timeout(), Some(now + SECOND));
 }
+
+#[test]
+fn replacement_timeouts_are_read_and_written() {
+    let after = |seconds| ReplacementTimeout::After(Duration::from_secs(seconds));
+    for (text, timeout) in [
+        ("0", after(0)),
+        ("120", after(120)),
+        ("604800", after(604_800)),
+        ("never", ReplacementTimeout::Never),
+    ] {
+        assert_eq!(text.parse(), Ok(timeout));
+        assert_eq!(timeout.to_string(), text);
+    }
+    for text in ["", "-1", "604801", "2m", "Never", "99999999999999999999"] {
+        let error = text.parse::<ReplacementTimeout>().unwrap_err();
+        assert!(error.to_string().starts_with("must be a number of seconds"));
+    }
+}

@@ -67,7 +67,8 @@ impl Session {
     /// # Errors
     /// The session is over: in order after a logout, or because a connection was lost.
     pub fn handle_closed(&mut self, cid: u16) -> Result<(), SessionError> {
-        match self.at(cid).state {
+        let state = self.at(cid).state;
+        match state {
             State::Free => Ok(()),
             // RFC 7143 §11.14 (F29): after the logout the target closes; that its answer is missing
             // changes nothing
@@ -76,6 +77,11 @@ impl Session {
                 is_asked_by_target,
             } => Err(self.logged_out(is_asked_by_target, None)),
             State::InLogout { .. } => {
+                self.free(cid);
+                Ok(())
+            }
+            // RFC 7143 §11.14 (F29): a session's logout closes all its connections, in any order
+            State::LoggedIn | State::LogoutRequested { .. } if self.is_ending => {
                 self.free(cid);
                 Ok(())
             }
@@ -115,6 +121,11 @@ impl Session {
 
     pub(super) fn queue_logout(&mut self, cid: u16, is_asked_by_target: bool) {
         if self.is_ending {
+            // The session's own logout is under way; this connection ends with it, at no time of its own.
+            self.at(cid).state = State::LogoutRequested {
+                until: None,
+                is_asked_by_target,
+            };
             return;
         }
         if self.connections() == 1 {

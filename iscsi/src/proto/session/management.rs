@@ -195,10 +195,6 @@ impl Session {
             .any(|function| ends_many(function.code))
     }
 
-    pub(super) fn has_functions(&self) -> bool {
-        !self.functions.is_empty()
-    }
-
     /// The owner's function that waits longest for its answer. The ladder's own are timed by it.
     pub(super) fn oldest_function(
         &mut self,

@@ -312,6 +312,9 @@ impl Session {
     /// The target was silent for too long, or does not answer a command whatever is done.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
         for cid in self.cids() {
+            if !self.at(cid).is_open() {
+                continue;
+            }
             let connection = self.at(cid);
             if let State::LogoutRequested {
                 until: Some(until),
@@ -329,6 +332,9 @@ impl Session {
             }
             match self.at(cid).keepalive.due(now) {
                 Due::Nothing => {}
+                // RFC 7143 §11.14 (F29): nothing new after a logout; that it is not answered is noticed all
+                // the same
+                Due::Ping if matches!(self.at(cid).state, State::InLogout { .. }) => {}
                 Due::Ping => {
                     self.queue_ping(cid);
                 }

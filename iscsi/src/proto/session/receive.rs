@@ -109,17 +109,17 @@ impl Session {
         }
     }
 
-    /// RFC 7143 §4.2.2.2: see `Connection::count_status`. While a function is under way each status
-    /// is acknowledged at once: the target may hold its answer back until all are (RFC 7143 §4.2.2.3.4).
+    /// RFC 7143 §4.2.2.2: see `Connection::count_status`. While a function is under way that ends many
+    /// tasks each status is acknowledged at once: the target may hold its answer back until all are (RFC 7143 §4.2.2.3.4).
     pub(super) fn count_status(
         &mut self,
         cid: u16,
         numbers: ResponseNumbers,
     ) -> Result<(), Violation> {
-        let has_functions = self.has_functions();
+        let is_fenced = self.holds_commands();
         let connection = self.at(cid);
         connection.count_status(numbers)?;
-        if has_functions && connection.control.is_empty() {
+        if is_fenced && connection.control.is_empty() {
             connection
                 .control
                 .push_back(Control::Acknowledge { lun: 0 });

@@ -6,7 +6,8 @@ mod functions;
 mod ladder;
 
 use super::*;
-use crate::proto::negotiation::Negotiation;
+use crate::proto::Offers;
+use crate::proto::negotiation::{Negotiation, Role};
 use crate::scsi::SenseKey;
 use crate::wire::async_message::{AsyncEvent, AsyncMessage};
 use crate::wire::data_in::{DataIn, DataInStatus};
@@ -46,7 +47,7 @@ const SETTINGS: Settings = Settings {
     noop_timeout: Duration::from_secs(10),
     timeouts: Timeouts {
         command: Duration::from_secs(30),
-        slow: Duration::from_secs(60),
+        slow: Duration::from_mins(1),
         abort: Duration::from_secs(15),
         lu_reset: Duration::from_secs(30),
     },
@@ -56,6 +57,9 @@ fn established(agreed: Agreed, numbers: ResponseNumbers) -> Established {
     Established {
         agreed,
         tsih: 1,
+        cid: 0,
+        is_target_proved: false,
+        warnings: Vec::new(),
         cmd_sn: numbers.exp_cmd_sn,
         exp_stat_sn: numbers.stat_sn.next(),
         numbers,
@@ -73,7 +77,9 @@ fn agreed() -> Agreed {
         max_burst_bytes: 16_384,
         first_burst_bytes: 12_288,
         max_outstanding_r2t: 2,
-        ..Negotiation::new(false).finish().unwrap()
+        ..Negotiation::new(Role::Leading, &Offers::default())
+            .finish()
+            .unwrap()
     }
 }
 
@@ -152,12 +158,12 @@ impl Script {
 
     /// The slots of the tasks that were aborted; nothing else is told.
     fn aborted(&mut self) -> Vec<u16> {
-        let is_aborted = |event| match event {
-            Event::Completed(end) => {
-                assert_eq!((end.status, end.response), (Status::TASK_ABORTED, None));
-                end.slot
-            }
-            other => panic!("not aborted: {other:?}"),
+        let is_aborted = |event| {
+            let Event::Completed(end) = event else {
+                panic!("not aborted: {event:?}")
+            };
+            assert_eq!((end.status, end.response), (Status::TASK_ABORTED, None));
+            end.slot
         };
         self.events().into_iter().map(is_aborted).collect()
     }

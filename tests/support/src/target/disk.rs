@@ -84,6 +84,15 @@ impl Disk {
         self.change(|inner| serial.clone_into(&mut inner.serial))
     }
 
+    /// The NAA designator of VPD 83h; made from the serial number if not set.
+    ///
+    /// # Panics
+    /// If the disk is in use already.
+    #[must_use]
+    pub fn naa(self, designator: [u8; 8]) -> Self {
+        self.change(|inner| inner.naa = designator)
+    }
+
     /// Refuses writes as a write-protected disk does.
     ///
     /// # Panics
@@ -157,6 +166,52 @@ impl Disk {
     /// The unit serial number.
     pub fn serial_number(&self) -> &str {
         &self.inner.serial
+    }
+
+    /// Zeroes if none was set.
+    pub(super) fn naa_designator(&self) -> [u8; 8] {
+        self.inner.naa
+    }
+
+    /// Writes `new` if the range holds `expected`, as one; else the first byte that differs.
+    pub(super) fn exchange(
+        &self,
+        at: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> io::Result<Option<usize>> {
+        let _one_at_a_time = self
+            .inner
+            .exchange
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = vec![0; expected.len()];
+        self.read(at, &mut held)?;
+        let differs = held.iter().zip(expected).position(|(a, b)| a != b);
+        if differs.is_none() {
+            self.write(at, new)?;
+        }
+        Ok(differs)
+    }
+
+    /// How many blocks from this one on are alike, and whether they are mapped. Known for memory only, by its chunks.
+    pub(super) fn extent(&self, lba: u64) -> (u64, bool) {
+        let size = u64::from(self.inner.block_bytes);
+        let Store::Memory(chunks) = &self.inner.store else {
+            return (self.blocks() - lba, true);
+        };
+        let mapped = |at: u64| {
+            chunk(chunks, at).is_some_and(|chunk| {
+                let held = chunk.read().unwrap_or_else(PoisonError::into_inner);
+                held.is_some()
+            })
+        };
+        let state = mapped(lba * size);
+        let mut end = (lba * size / CHUNK_BYTES + 1) * CHUNK_BYTES;
+        while end < self.bytes() && mapped(end) == state {
+            end += CHUNK_BYTES;
+        }
+        ((end / size).min(self.blocks()) - lba, state)
     }
 
     /// Whether it refuses writes.
@@ -256,8 +311,10 @@ impl Disk {
                 bytes: AtomicU64::new(bytes),
                 block_bytes: 512,
                 serial: crate::random::letters(20),
+                naa: [0; 8],
                 read_only: false,
                 unflushed: None,
+                exchange: Mutex::new(()),
                 reads: AtomicU64::new(0),
                 writes: AtomicU64::new(0),
                 flushes: AtomicU64::new(0),
@@ -367,9 +424,12 @@ struct Inner {
     bytes: AtomicU64,
     block_bytes: u32,
     serial: String,
+    naa: [u8; 8],
     read_only: bool,
     /// What blocks held when last flushed, for those written since.
     unflushed: Option<Mutex<BTreeMap<u64, Box<[u8]>>>>,
+    /// Held by COMPARE AND WRITE, which is atomic among its like.
+    exchange: Mutex<()>,
     reads: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::scsi::Sense;
+
 /// A misbehaviour.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -48,6 +50,17 @@ pub enum Fault {
         /// Its qualifier.
         ascq: u8,
     },
+    /// CHECK CONDITION with a deferred error: it is about an earlier command, and this one is not carried out.
+    DeferredError {
+        /// Which command.
+        nth: u64,
+        /// Sense key.
+        key: u8,
+        /// Additional sense code.
+        asc: u8,
+        /// Its qualifier.
+        ascq: u8,
+    },
     /// A SCSI status without sense: 08h BUSY, 28h TASK SET FULL, 18h RESERVATION CONFLICT.
     Status {
         /// Which command.
@@ -74,10 +87,46 @@ pub enum Fault {
         /// Which command.
         nth: u64,
     },
+    /// The command is carried out so much later; others overtake it.
+    DelayCommand {
+        /// Which command.
+        nth: u64,
+        /// How long.
+        time: Duration,
+    },
+    /// The command is carried out when the test says so (`Target::release`); others overtake it.
+    HoldCommand {
+        /// Which command.
+        nth: u64,
+    },
+    /// Every command that takes data is held until `Target::release`; its data is asked for and taken.
+    HoldWrites,
+    /// Every command is held until `Target::release`.
+    HoldAll,
+    /// Held writes are not ended with their session: they land with `Target::release`, however late. The hazard that
+    /// RFC 7143 §6.3.5 forbids.
+    LateWrites,
     /// Nothing is answered after login.
     Silent,
-    /// Each command waits this long before it is looked at.
+    /// Each command is carried out so much later.
     Delay(Duration),
+    /// Task management is answered with this response (RFC 7143 §11.6.1) and not done.
+    TaskManagement {
+        /// The response.
+        response: u8,
+    },
+    /// Task management is neither done nor answered.
+    NoTaskManagement,
+    /// The header digest of a PDU of ours is wrong.
+    WrongHeaderDigest {
+        /// Which PDU in full feature phase.
+        nth: u64,
+    },
+    /// The data digest of a PDU of ours is wrong.
+    WrongDataDigest {
+        /// Which PDU with data in full feature phase.
+        nth: u64,
+    },
     /// The command window is this wide; 0 is closed. A window once granted is not taken back, only not renewed.
     Window(u32),
 }
@@ -94,7 +143,10 @@ pub(super) struct Faults {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Strike {
     Drop { executed: bool },
-    CheckCondition { key: u8, asc: u8, ascq: u8 },
+    CheckCondition(Sense),
+    Deferred(Sense),
+    Delay(Duration),
+    Hold,
     Status(u8),
     Reject(u8),
     ShortRead(u32),
@@ -106,14 +158,24 @@ impl Faults {
         let countdown = match fault {
             Fault::DropAtCommand { nth, .. }
             | Fault::CheckCondition { nth, .. }
+            | Fault::DeferredError { nth, .. }
             | Fault::Status { nth, .. }
             | Fault::RejectCommand { nth, .. }
             | Fault::ShortRead { nth, .. }
+            | Fault::DelayCommand { nth, .. }
+            | Fault::HoldCommand { nth }
+            | Fault::WrongHeaderDigest { nth }
+            | Fault::WrongDataDigest { nth }
             | Fault::NoAnswer { nth } => nth,
             Fault::RefuseLogin { .. }
             | Fault::Redirect { .. }
             | Fault::CloseAtLogin
             | Fault::DropAfterPdus(_)
+            | Fault::HoldWrites
+            | Fault::HoldAll
+            | Fault::LateWrites
+            | Fault::TaskManagement { .. }
+            | Fault::NoTaskManagement
             | Fault::Silent
             | Fault::Delay(_)
             | Fault::Window(_) => 0,
@@ -203,14 +265,44 @@ impl Faults {
         })
     }
 
+    /// Whether there is any fault at all.
+    pub(super) fn is_any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     pub(super) fn closes_at_login(&self) -> bool {
-        self.find(|fault| (*fault == Fault::CloseAtLogin).then_some(()))
-            .is_some()
+        self.has(&Fault::CloseAtLogin)
     }
 
     pub(super) fn is_silent(&self) -> bool {
-        self.find(|fault| (*fault == Fault::Silent).then_some(()))
-            .is_some()
+        self.has(&Fault::Silent)
+    }
+
+    /// Whether commands that take data, or that take none, are held.
+    pub(super) fn holds(&self, takes_data: bool) -> bool {
+        self.has(&Fault::HoldAll) || takes_data && self.has(&Fault::HoldWrites)
+    }
+
+    pub(super) fn writes_late(&self) -> bool {
+        self.has(&Fault::LateWrites)
+    }
+
+    pub(super) fn ignores_management(&self) -> bool {
+        self.has(&Fault::NoTaskManagement)
+    }
+
+    pub(super) fn management_response(&self) -> Option<u8> {
+        self.find(|fault| {
+            if let Fault::TaskManagement { response } = fault {
+                Some(*response)
+            } else {
+                None
+            }
+        })
+    }
+
+    fn has(&self, fault: &Fault) -> bool {
+        self.find(|known| (known == fault).then_some(())).is_some()
     }
 
     fn find<T>(&self, ask: impl Fn(&Fault) -> Option<T>) -> Option<T> {
@@ -229,16 +321,28 @@ fn strike(fault: &Fault) -> Option<Strike> {
     match *fault {
         Fault::DropAtCommand { executed, .. } => Some(Strike::Drop { executed }),
         Fault::CheckCondition { key, asc, ascq, .. } => {
-            Some(Strike::CheckCondition { key, asc, ascq })
+            Some(Strike::CheckCondition(Sense(key, asc, ascq)))
+        }
+        Fault::DeferredError { key, asc, ascq, .. } => {
+            Some(Strike::Deferred(Sense(key, asc, ascq)))
         }
         Fault::Status { status, .. } => Some(Strike::Status(status)),
         Fault::RejectCommand { reason, .. } => Some(Strike::Reject(reason)),
         Fault::ShortRead { missing, .. } => Some(Strike::ShortRead(missing)),
         Fault::NoAnswer { .. } => Some(Strike::NoAnswer),
+        Fault::DelayCommand { time, .. } => Some(Strike::Delay(time)),
+        Fault::HoldCommand { .. } => Some(Strike::Hold),
         Fault::RefuseLogin { .. }
         | Fault::Redirect { .. }
         | Fault::CloseAtLogin
         | Fault::DropAfterPdus(_)
+        | Fault::HoldWrites
+        | Fault::HoldAll
+        | Fault::LateWrites
+        | Fault::TaskManagement { .. }
+        | Fault::NoTaskManagement
+        | Fault::WrongHeaderDigest { .. }
+        | Fault::WrongDataDigest { .. }
         | Fault::Silent
         | Fault::Delay(_)
         | Fault::Window(_) => None,

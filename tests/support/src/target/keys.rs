@@ -27,6 +27,15 @@ pub(super) struct Settings {
     /// Good status rides in the last Data-In.
     pub(super) status_in_data: bool,
     pub(super) challenge_bytes: usize,
+    /// CHAP algorithms by their numbers in `CHAP_A`.
+    pub(super) chap_algorithms: Vec<u8>,
+    /// CHAP values go out in base64, not in hexadecimal.
+    pub(super) chap_base64: bool,
+    pub(super) connections: u16,
+    pub(super) descriptor_sense: bool,
+    /// The most text in one answer of a login, and of a text request.
+    pub(super) login_text_bytes: Option<usize>,
+    pub(super) text_bytes: Option<usize>,
 }
 
 impl Default for Settings {
@@ -45,6 +54,12 @@ impl Default for Settings {
             time_to_retain: 0,
             status_in_data: true,
             challenge_bytes: 32,
+            chap_algorithms: vec![5],
+            chap_base64: false,
+            connections: 1,
+            descriptor_sense: false,
+            login_text_bytes: None,
+            text_bytes: None,
         }
     }
 }
@@ -59,6 +74,7 @@ pub(super) struct Agreed {
     pub(super) max_burst: u32,
     pub(super) first_burst: u32,
     pub(super) outstanding_r2t: u32,
+    pub(super) connections_max: u16,
     /// The initiator's `MaxRecvDataSegmentLength`.
     pub(super) their_segment_bytes: u32,
 }
@@ -73,6 +89,7 @@ impl Default for Agreed {
             max_burst: 262_144,
             first_burst: 65_536,
             outstanding_r2t: 1,
+            connections_max: 1,
             their_segment_bytes: 8192,
         }
     }
@@ -83,6 +100,8 @@ impl Default for Agreed {
 pub(super) struct Negotiation {
     pub(super) agreed: Agreed,
     pub(super) discovery: bool,
+    /// A further connection of a session.
+    pub(super) joining: bool,
     seen: BTreeSet<String>,
     asked: BTreeSet<&'static str>,
 }
@@ -108,6 +127,10 @@ impl Negotiation {
         }
         let agreed = &mut self.agreed;
         // RFC 7143 §13: keys that say "irrelevant when SessionType=Discovery".
+        if self.joining && LEADING_ONLY.contains(&key) {
+            // RFC 7143 §13: "LO" keys are the leading connection's.
+            return Err(format!("{key} on a further connection of a session"));
+        }
         if self.discovery && SESSION_ONLY.contains(&key) {
             return Ok(Some("Irrelevant".into()));
         }
@@ -148,7 +171,11 @@ impl Negotiation {
                 agreed.outstanding_r2t = number(key, value, 1..=65535)?.min(ours.outstanding_r2t);
                 agreed.outstanding_r2t.to_string()
             }
-            "MaxConnections" => number(key, value, 1..=65535)?.min(1).to_string(),
+            "MaxConnections" => {
+                let count = number(key, value, 1..=65535)?.min(u32::from(ours.connections));
+                agreed.connections_max = u16::try_from(count).unwrap_or(1);
+                count.to_string()
+            }
             // The smaller of the offer and our 0.
             "ErrorRecoveryLevel" => number(key, value, 0..=2).map(|_| "0".into())?,
             "DefaultTime2Wait" => number(key, value, 0..=3600)?
@@ -172,7 +199,7 @@ impl Negotiation {
     /// Our own offers for keys that the initiator left alone although our limit is below the default.
     pub(super) fn proposals(&mut self, ours: &Settings) -> Vec<(&'static str, String)> {
         let mut list = Vec::new();
-        if self.discovery {
+        if self.discovery || self.joining {
             return list;
         }
         let mut propose = |key: &'static str, wanted: bool, value: String| {
@@ -275,6 +302,21 @@ fn yes_no(value: bool) -> String {
 }
 
 const ORDERED: bool = true;
+const LEADING_ONLY: [&str; 13] = [
+    "MaxConnections",
+    "InitialR2T",
+    "ImmediateData",
+    "MaxBurstLength",
+    "FirstBurstLength",
+    "MaxOutstandingR2T",
+    "DataPDUInOrder",
+    "DataSequenceInOrder",
+    "DefaultTime2Wait",
+    "DefaultTime2Retain",
+    "ErrorRecoveryLevel",
+    "TaskReporting",
+    "iSCSIProtocolLevel",
+];
 const SESSION_ONLY: [&str; 8] = [
     "MaxConnections",
     "InitialR2T",

@@ -137,7 +137,12 @@ impl Link {
 
     /// Ready when bytes moved, or may move again.
     pub(super) fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let due = self.due();
         let written = self.write_some()?;
+        // Whoever waits for room has it now, and nothing else may come to wake him.
+        if self.due() < due {
+            return Poll::Ready(Ok(()));
+        }
         if self.detour.poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -194,6 +199,11 @@ impl Link {
             let digest = crc32c::crc32c(&self.outgoing[start..]);
             self.outgoing.extend_from_slice(&digest.to_le_bytes());
         }
+    }
+
+    /// Whether bytes are here that no PDU was made of.
+    pub(super) fn has_more(&self) -> bool {
+        !self.received.is_empty()
     }
 
     /// How many bytes wait to be written.

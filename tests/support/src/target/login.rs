@@ -11,8 +11,9 @@ use std::sync::Arc;
 use super::chap::{self, Challenge};
 use super::keys::{Agreed, Negotiation, pairs, put};
 use super::link::{Ended, Link};
-use super::pdu::{CONTINUE, FINAL, Pdu, header, later, op, set_word};
-use super::shared::{Live, Shared};
+use super::pdu::{Bhs, CONTINUE, FINAL, Pdu, header, op, set_word};
+use super::rules;
+use super::shared::{JoinRefused, Live, Shared};
 
 /// A login that succeeded.
 #[derive(Debug)]
@@ -23,15 +24,25 @@ pub(super) struct Entered {
     pub(super) isid: [u8; 6],
     pub(super) agreed: Agreed,
     pub(super) exp_cmd_sn: u32,
-    pub(super) max_cmd_sn: u32,
     pub(super) stat_sn: u32,
     pub(super) tsih: u16,
+    pub(super) cid: u16,
+    pub(super) group: usize,
+    /// The session that this connection joins.
+    pub(super) joins: Option<u16>,
+    /// The last answer, to be numbered and sent by the session.
+    pub(super) answer: Pdu,
 }
 
 /// Serves a connection's login phase to its end.
-pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, Ended> {
+pub(super) async fn login(
+    link: &mut Link,
+    group: usize,
+    shared: &Shared,
+) -> Result<Entered, Ended> {
     let mut login = Login {
         shared,
+        group,
         link,
         negotiation: Negotiation::default(),
         initiator: None,
@@ -40,8 +51,9 @@ pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, E
         stage: None,
         stat_sn: FIRST_STAT_SN,
         exp_cmd_sn: 0,
-        isid: [0; 6],
+        leading: [0; 16],
         text: Vec::new(),
+        rest: None,
         declared: false,
     };
     let result = login.run().await;
@@ -60,6 +72,8 @@ pub(super) async fn login(link: &mut Link, shared: &Shared) -> Result<Entered, E
 
 struct Login<'a> {
     shared: &'a Shared,
+    /// The portal group, as an index.
+    group: usize,
     link: &'a mut Link,
     negotiation: Negotiation,
     initiator: Option<String>,
@@ -69,9 +83,12 @@ struct Login<'a> {
     stage: Option<u8>,
     stat_sn: u32,
     exp_cmd_sn: u32,
-    isid: [u8; 6],
+    /// Bytes 8 to 24 of the first request: ISID, TSIH, tag and CID, which stay for the whole login.
+    leading: [u8; 16],
     /// Text of requests with the continue bit.
     text: Vec<u8>,
+    /// What is still to be said of an answer that is told in pieces, and the flags of its end.
+    rest: Option<(Vec<u8>, u8)>,
     declared: bool,
 }
 
@@ -100,18 +117,26 @@ impl Login<'_> {
             if self.shared.faults.closes_at_login() {
                 return Err(Ended::Ours);
             }
+            if self.link.has_more() {
+                // RFC 7143 §6.3: one request, then its answer.
+                self.shared
+                    .violation("a PDU after a login request that is not answered yet".into());
+            }
+            if let Some(what) = rules::reserved(&pdu) {
+                self.shared.violation(what);
+            }
             match self.step(&pdu) {
                 Ok(Some((flags, text))) => {
                     let finished = flags & FINAL != 0 && flags & 3 == FULL_FEATURE;
                     if finished {
                         return Ok(self.enter(&pdu, flags, &text).await);
                     }
-                    self.respond(&pdu, flags, &text, (0, 0), 0);
+                    self.respond(&pdu, flags, &text, (0, 0));
                 }
                 // More of the request is to come.
-                Ok(None) => self.respond(&pdu, pdu.flags() & 0x0c, &[], (0, 0), 0),
+                Ok(None) => self.respond(&pdu, pdu.flags() & 0x0c, &[], (0, 0)),
                 Err(Refusal(class, detail, why)) => {
-                    self.respond(&pdu, 0, &[], (class, detail), 0);
+                    self.respond(&pdu, 0, &[], (class, detail));
                     return Err(Ended::Violation(why));
                 }
             }
@@ -121,6 +146,9 @@ impl Login<'_> {
 
     /// One request: the flags and the text of its answer.
     fn step(&mut self, pdu: &Pdu) -> Result<Option<(u8, Vec<u8>)>, Refusal> {
+        if let Some((rest, flags)) = self.rest.take() {
+            return Ok(Some(self.go_on(pdu, rest, flags)));
+        }
         self.text.extend_from_slice(&pdu.data);
         if self.text.len() > TEXT_BYTES_MAX {
             return Err(Refusal(3, 2, "login text without end".into()));
@@ -141,7 +169,8 @@ impl Login<'_> {
         let mut answer = Vec::new();
         if !self.declared && self.export.is_some() {
             // RFC 7143 §13.9: in the first answer of the login.
-            put(&mut answer, "TargetPortalGroupTag", "1");
+            let tag = self.shared.groups[self.group].tag;
+            put(&mut answer, "TargetPortalGroupTag", &tag.to_string());
             self.declared = true;
         }
         let ready = if stage == SECURITY {
@@ -152,31 +181,55 @@ impl Login<'_> {
         let mut flags = stage << 2;
         if pdu.is_final() && ready {
             flags |= FINAL | next;
-            self.stage = Some(next);
         }
-        Ok(Some((flags, answer)))
+        Ok(Some(self.piece(answer, flags)))
+    }
+
+    /// An answer, or its first piece with the C bit.
+    fn piece(&mut self, mut text: Vec<u8>, flags: u8) -> (u8, Vec<u8>) {
+        let most = self.shared.settings.login_text_bytes;
+        if let Some(most) = most.filter(|most| text.len() > *most) {
+            let rest = text.split_off(most);
+            self.rest = Some((rest, flags));
+            return (flags & 0x0c | CONTINUE, text);
+        }
+        if flags & FINAL != 0 {
+            self.stage = Some(flags & 3);
+        }
+        (flags, text)
+    }
+
+    /// The next piece. RFC 7143 §6.2: it is asked for with an empty request of the same stage.
+    fn go_on(&mut self, pdu: &Pdu, rest: Vec<u8>, flags: u8) -> (u8, Vec<u8>) {
+        if !pdu.data.is_empty() || pdu.flags() & CONTINUE != 0 {
+            self.shared
+                .violation("text in a request for the rest of an answer".into());
+        }
+        if pdu.stages().0 != flags >> 2 & 3 {
+            self.shared
+                .violation("the stage changed within an answer".into());
+        }
+        // Only a request with T may be answered with T.
+        let flags = if pdu.is_final() { flags } else { flags & 0x0c };
+        self.piece(rest, flags)
     }
 
     fn check_header(&mut self, pdu: &Pdu, stage: u8, next: u8) -> Result<(), Refusal> {
-        let tsih = u16::from_be_bytes([pdu.bhs[14], pdu.bhs[15]]);
         match self.stage {
             None => {
                 // RFC 7143 §11.12.4: version-min is the one that must fit.
                 if pdu.bhs[3] > 0 {
                     return Err(Refusal(2, 5, "no common version".into()));
                 }
-                if tsih != 0 {
-                    return Err(Refusal(
-                        2,
-                        10,
-                        format!("login to TSIH {tsih}, only one connection is allowed"),
-                    ));
-                }
-                self.isid.copy_from_slice(&pdu.bhs[8..14]);
+                self.leading.copy_from_slice(&pdu.bhs[8..24]);
+                self.negotiation.joining = pdu.tsih() != 0;
                 self.exp_cmd_sn = pdu.cmd_sn();
                 self.stage = Some(stage);
             }
             Some(known) => {
+                if pdu.bhs[8..24] != self.leading {
+                    return Err(broken("ISID, TSIH, tag or CID changed in a login".into()));
+                }
                 if stage != known {
                     return Err(broken(format!(
                         "stage {stage} in a request, we are in {known}"
@@ -234,7 +287,35 @@ impl Login<'_> {
         }
         // An unknown target is the user's mistake and no broken rule: no text.
         self.export = Some(self.shared.find(name).ok_or(Refusal(2, 3, String::new()))?);
-        Ok(())
+        self.join()
+    }
+
+    /// RFC 7143 §11.13.5: 020Ah for a session that is none, 0206h for a connection too many.
+    fn join(&self) -> Result<(), Refusal> {
+        let Some(tsih) = self.joins() else {
+            return Ok(());
+        };
+        let initiator = self.initiator.as_deref().unwrap_or_default();
+        let cid = u16::from_be_bytes([self.leading[12], self.leading[13]]);
+        let joined = self
+            .shared
+            .may_join((initiator, self.isid()), self.group, tsih, cid);
+        joined.map_err(|refused| match refused {
+            JoinRefused::NoSession => {
+                Refusal(2, 10, format!("login to TSIH {tsih}, which is none"))
+            }
+            JoinRefused::TooMany => Refusal(2, 6, "more connections than MaxConnections".into()),
+        })
+    }
+
+    fn joins(&self) -> Option<u16> {
+        Some(u16::from_be_bytes([self.leading[6], self.leading[7]])).filter(|tsih| *tsih != 0)
+    }
+
+    fn isid(&self) -> [u8; 6] {
+        let mut isid = [0; 6];
+        isid.copy_from_slice(&self.leading[..6]);
+        isid
     }
 
     /// The security stage; true when the initiator may leave it.
@@ -281,14 +362,21 @@ impl Login<'_> {
         if !matches!(self.chap, Chap::Chosen) {
             return Err(broken("CHAP_A out of turn".into()));
         }
-        // RFC 7143 §12.1.3: MD5 is 5 and must be among the offered.
-        if !algorithms.split(',').any(|algorithm| algorithm == "5") {
+        // RFC 7143 §12.1.3: MD5 must be among the offered.
+        let md5 = chap::MD5.to_string();
+        if !algorithms.split(',').any(|algorithm| algorithm == md5) {
             return Err(Refusal(2, 1, format!("CHAP_A={algorithms} without MD5")));
         }
-        let challenge = Challenge::random(self.shared.settings.challenge_bytes);
-        put(answer, "CHAP_A", "5");
+        let settings = &self.shared.settings;
+        let chosen = algorithms
+            .split(',')
+            .filter_map(|algorithm| algorithm.parse().ok())
+            .find(|algorithm| settings.chap_algorithms.contains(algorithm))
+            .ok_or(Refusal(2, 1, String::new()))?;
+        let challenge = Challenge::random(chosen, settings.challenge_bytes);
+        put(answer, "CHAP_A", &chosen.to_string());
         put(answer, "CHAP_I", &challenge.identifier.to_string());
-        put(answer, "CHAP_C", &chap::to_hex(&challenge.bytes));
+        put(answer, "CHAP_C", &self.binary(&challenge.bytes));
         self.chap = Chap::Challenged(challenge);
         Ok(())
     }
@@ -320,12 +408,20 @@ impl Login<'_> {
                 export
                     .and_then(|export| export.mutual())
                     .ok_or(Refusal(2, 1, String::new()))?;
-            let proof = chap::answer(identifier, &mutual.secret, &bytes);
+            let proof = chap::answer(challenge.algorithm, identifier, &mutual.secret, &bytes);
             put(answer, "CHAP_N", &mutual.user);
-            put(answer, "CHAP_R", &chap::to_hex(&proof));
+            put(answer, "CHAP_R", &self.binary(&proof));
         }
         self.chap = Chap::Done;
         Ok(())
+    }
+
+    fn binary(&self, bytes: &[u8]) -> String {
+        if self.shared.settings.chap_base64 {
+            chap::to_base64(bytes)
+        } else {
+            chap::to_hex(bytes)
+        }
     }
 
     /// The operational stage; true when nothing is open.
@@ -373,38 +469,42 @@ impl Login<'_> {
     async fn enter(&mut self, pdu: &Pdu, flags: u8, text: &[u8]) -> Entered {
         self.negotiation.finish();
         let initiator = self.initiator.clone().unwrap_or_default();
-        if let Some(export) = &self.export {
+        let (isid, joins) = (self.isid(), self.joins());
+        if let Some(export) = self.export.as_ref().filter(|_| joins.is_none()) {
             // RFC 7143 §6.3.5: the same name and ISID with TSIH 0 ends the old session first.
             self.shared
-                .reinstate(&initiator, self.isid, export.iqn())
+                .reinstate(
+                    &initiator,
+                    isid,
+                    export.iqn(),
+                    self.shared.groups[self.group].tag,
+                )
                 .await;
         }
-        let tsih = self.shared.next_tsih();
-        self.respond(pdu, flags, text, (0, 0), tsih);
-        let agreed = self.negotiation.agreed.clone();
-        self.link.header_digest = agreed.header_digest;
-        self.link.data_digest = agreed.data_digest;
+        let tsih = joins.unwrap_or_else(|| self.shared.next_tsih());
+        let mut answer = Pdu::new(response(pdu, flags, (0, 0)), text.to_vec());
+        answer.bhs[14..16].copy_from_slice(&tsih.to_be_bytes());
         Entered {
             initiator,
             export: self.export.take(),
-            isid: self.isid,
-            agreed,
+            isid,
+            agreed: self.negotiation.agreed.clone(),
             exp_cmd_sn: self.exp_cmd_sn,
-            max_cmd_sn: self.max_cmd_sn(),
             stat_sn: self.stat_sn,
             tsih,
+            cid: pdu.cid(),
+            group: self.group,
+            joins,
+            answer,
         }
     }
 
-    fn respond(&mut self, pdu: &Pdu, flags: u8, text: &[u8], status: (u8, u8), tsih: u16) {
-        let mut bhs = header(op::LOGIN_RESPONSE, pdu.itt());
-        bhs[1] = flags;
-        bhs[8..14].copy_from_slice(&pdu.bhs[8..14]);
-        bhs[14..16].copy_from_slice(&tsih.to_be_bytes());
+    fn respond(&mut self, pdu: &Pdu, flags: u8, text: &[u8], status: (u8, u8)) {
+        let mut bhs = response(pdu, flags, status);
         set_word(&mut bhs, 24, self.stat_sn);
         set_word(&mut bhs, 28, self.exp_cmd_sn);
-        set_word(&mut bhs, 32, self.max_cmd_sn());
-        (bhs[36], bhs[37]) = status;
+        // The window opens with the last answer.
+        set_word(&mut bhs, 32, self.exp_cmd_sn.wrapping_sub(1));
         self.stat_sn = self.stat_sn.wrapping_add(1);
         let mut text = text.to_vec();
         if status.0 == 1 {
@@ -413,18 +513,15 @@ impl Login<'_> {
         }
         self.link.push(bhs, &text);
     }
+}
 
-    fn max_cmd_sn(&self) -> u32 {
-        let last = self
-            .exp_cmd_sn
-            .wrapping_add(self.shared.window())
-            .wrapping_sub(1);
-        if later(self.exp_cmd_sn, last) {
-            self.exp_cmd_sn.wrapping_sub(1)
-        } else {
-            last
-        }
-    }
+/// A response's header but for its serials.
+fn response(pdu: &Pdu, flags: u8, status: (u8, u8)) -> Bhs {
+    let mut bhs = header(op::LOGIN_RESPONSE, pdu.itt());
+    bhs[1] = flags;
+    bhs[8..16].copy_from_slice(&pdu.bhs[8..16]);
+    (bhs[36], bhs[37]) = status;
+    bhs
 }
 
 /// RFC 7143 §11.13.5: 0200h, the initiator's error of no special kind.

@@ -10,18 +10,27 @@
 //! 2. Dropping the handle ends the thread and all connections.
 
 mod chap;
+mod commands;
+mod compare;
 mod compose;
+mod connection;
+mod control;
 mod detour;
 mod disk;
 mod faults;
+mod held;
 mod keys;
 mod link;
 mod login;
+mod management;
 mod opcodes;
 mod pages;
 mod pdu;
+mod portals;
 mod raw;
 mod record;
+mod reserve;
+mod rules;
 mod script;
 mod scsi;
 mod session;
@@ -37,10 +46,12 @@ use std::time::{Duration, Instant};
 
 use tokio_util::task::TaskTracker;
 
+pub use chap::answer as chap_response;
 pub use compose::{fixed_sense, text};
 pub use disk::{Counts, Disk};
 pub use faults::Fault;
 pub use pdu::{Bhs, CONTINUE, FINAL, NO_TAG, Pdu, at, lun_bytes, lun_number, op};
+pub use portals::Access;
 pub use raw::{Raw, Refused};
 pub use record::Record;
 pub use script::{LoginSeen, Peer, Script};
@@ -48,10 +59,11 @@ pub use shared::{Export, SessionInfo};
 pub use tap::{Direction, Gate, Seen, Step, Verdict};
 
 use keys::Settings;
+use portals::Group;
 use shared::{Order, Shared};
 use tap::Wire;
 
-/// A running target process: one portal, any number of targets.
+/// A running target process: some portals, any number of targets.
 ///
 /// ```
 /// use support::target::{Disk, Target};
@@ -75,7 +87,7 @@ impl Target {
     /// Begins a target; `start` ends it.
     pub fn builder() -> Builder {
         Builder {
-            listen: "127.0.0.1:0".to_owned(),
+            listen: vec![("127.0.0.1:0".to_owned(), 1)],
             settings: Settings::default(),
             wire: Arc::default(),
             export: Export::new("iqn.2026-11.org.cinder-nbd.test:disk"),
@@ -123,6 +135,25 @@ impl Target {
 
     /// Begins to misbehave; a changed window is told at once.
     pub fn inject(&self, fault: Fault) {
+        let data_too = matches!(fault, Fault::WrongDataDigest { .. });
+        if let Fault::WrongHeaderDigest { nth } | Fault::WrongDataDigest { nth } = fault {
+            return self.strike(
+                nth,
+                move |seen| {
+                    seen.direction == Direction::FromTarget
+                        && seen.pdu.opcode() != op::LOGIN_RESPONSE
+                        && !(data_too && seen.pdu.data.is_empty())
+                },
+                move |seen| {
+                    let pdu = seen.pdu.clone();
+                    Verdict::Steps(vec![if data_too {
+                        Step::BadDataDigest(pdu)
+                    } else {
+                        Step::BadHeaderDigest(pdu)
+                    }])
+                },
+            );
+        }
         let window = matches!(fault, Fault::Window(_));
         self.shared.faults.inject(fault);
         if window {
@@ -179,12 +210,103 @@ impl Target {
 
     /// Sends each session a NOP-In that wants an answer; `pongs` counts those.
     pub fn ping(&self) {
-        self.shared.order(&Order::Ping);
+        self.ping_with([0; 8], &[]);
+    }
+
+    /// The same with a LUN and with data, which an honest target does not send.
+    pub fn ping_with(&self, lun: [u8; 8], data: &[u8]) {
+        self.shared.order(&Order::Ping(lun, data.to_vec()));
     }
 
     /// Asks each session to log out within so many seconds (asynchronous message 1).
     pub fn request_logout(&self, seconds: u16) {
-        self.shared.order(&Order::LogoutRequest(seconds));
+        self.announce(Pdu::async_message(1, 0, [0, 0, seconds]));
+    }
+
+    /// Sends each session an asynchronous message (`Pdu::async_message`) and does what it announces: event 2 drops the
+    /// connection whose CID is parameter 1, event 3 all, event 5 ends the tasks of its LUN.
+    pub fn announce(&self, message: Pdu) {
+        self.shared.order(&Order::Async(Box::new(message)));
+    }
+
+    /// Carries out what was held, and lets late writes of sessions that are gone land: gives the number of these.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "most callers hold no late writes"
+    )]
+    pub fn release(&self) -> usize {
+        self.shared.order(&Order::Release);
+        self.shared.land_orphans()
+    }
+
+    /// How many commands were held since the target started.
+    pub fn held(&self) -> u64 {
+        self.shared.held.value()
+    }
+
+    /// Blocks until so many commands were held since the target started.
+    ///
+    /// # Panics
+    /// If they are not within 10 s.
+    pub fn wait_held(&self, count: u64) {
+        let held = &self.shared.held;
+        assert!(held.wait(count), "{} of {count} are held", held.value());
+    }
+
+    /// Tells every session a unit attention of a LUN: 29h/00h reset, 2Ah/01h parameters, 2Ah/09h capacity, 3Fh/0Eh LUNs.
+    ///
+    /// # Panics
+    /// If there is no such LUN.
+    pub fn unit_attention(&self, iqn: &str, lun: u16, asc: u8, ascq: u8) {
+        let unit = self.export(iqn).unit(lun).expect("the LUN exists");
+        unit.announce(scsi::Sense(6, asc, ascq));
+    }
+
+    /// Puts a portal group into an ALUA state and announces it (unit attention 2Ah/06h).
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn set_access(&self, tag: u16, access: Access) {
+        self.group(tag).set_access(access);
+        for unit in self.shared.units() {
+            unit.announce(scsi::ACCESS_CHANGED);
+        }
+    }
+
+    /// Cuts the sessions of a portal group and closes each new connection to it at once, until `open_portal`.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn close_portal(&self, tag: u16) {
+        self.group(tag).set_open(false);
+        self.shared.cut(|info| info.portal_group == tag);
+    }
+
+    /// Takes connections again.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn open_portal(&self, tag: u16) {
+        self.group(tag).set_open(true);
+    }
+
+    /// The power fails and comes back: all connections are cut, their tasks and all reservations are gone, and of each
+    /// disk with a volatile cache those unflushed blocks for which `lost` says so. Gives the number of these.
+    pub fn crash(&self, mut lost: impl FnMut(u64) -> bool) -> usize {
+        for group in &self.shared.groups {
+            group.set_open(false);
+        }
+        self.shared.cut(|_| true);
+        self.wait_sessions(0);
+        let mut count = 0;
+        for unit in self.shared.units() {
+            unit.forget_reservations();
+            count += unit.disk.power_cut(&mut lost);
+        }
+        for group in &self.shared.groups {
+            group.set_open(true);
+        }
+        count
     }
 
     /// Cuts every session's connection without a word.
@@ -205,6 +327,14 @@ impl Target {
     /// The portal as a socket address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// All portals with the tags of their groups; the first is `portal`.
+    pub fn portals(&self) -> Vec<(String, u16)> {
+        let groups = self.shared.groups.iter();
+        groups
+            .map(|group| (group.address.to_string(), group.tag))
+            .collect()
     }
 
     /// Names of the targets.
@@ -261,6 +391,13 @@ impl Target {
         self.shared.violations()
     }
 
+    fn group(&self, tag: u16) -> &Group {
+        let mut groups = self.shared.groups.iter();
+        groups
+            .find(|group| group.tag == tag)
+            .unwrap_or_else(|| panic!("no portal group {tag}"))
+    }
+
     fn export(&self, iqn: &str) -> Arc<shared::Live> {
         self.shared
             .find(iqn)
@@ -285,7 +422,8 @@ impl Drop for Target {
 /// A target about to start. `iqn`, `chap`, `mutual_chap` and `lun` describe its first export.
 #[derive(Debug)]
 pub struct Builder {
-    listen: String,
+    /// Address and tag of each portal.
+    listen: Vec<(String, u16)>,
     settings: Settings,
     wire: Arc<Wire>,
     export: Export,
@@ -297,7 +435,21 @@ impl Builder {
     /// Address to listen on; the default is a free port of 127.0.0.1.
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
-        address.clone_into(&mut self.listen);
+        address.clone_into(&mut self.listen[0].0);
+        self
+    }
+
+    /// A further portal, in a group of its own with this tag. The first has tag 1.
+    #[must_use]
+    pub fn portal(mut self, address: &str, tag: u16) -> Self {
+        self.listen.push((address.to_owned(), tag));
+        self
+    }
+
+    /// Sense data goes out in descriptor format.
+    #[must_use]
+    pub fn descriptor_sense(mut self, on: bool) -> Self {
+        self.settings.descriptor_sense = on;
         self
     }
 
@@ -420,10 +572,53 @@ impl Builder {
         self
     }
 
+    /// `DefaultTime2Wait`, in seconds; 2 unless told otherwise.
+    #[must_use]
+    pub fn time_to_wait(mut self, seconds: u32) -> Self {
+        self.settings.time_to_wait = seconds;
+        self
+    }
+
     /// Whether good status rides in the last Data-In, or comes in a PDU of its own.
     #[must_use]
     pub fn status_in_data(mut self, on: bool) -> Self {
         self.settings.status_in_data = on;
+        self
+    }
+
+    /// CHAP algorithms by their numbers (5 MD5, 6 SHA1, 7 SHA-256, 8 SHA3-256); only 5 if not told. The first of the
+    /// initiator's list that is among them is taken.
+    #[must_use]
+    pub fn chap_algorithms(mut self, numbers: &[u8]) -> Self {
+        self.settings.chap_algorithms = numbers.to_vec();
+        self
+    }
+
+    /// CHAP values are sent in base64 instead of hexadecimal.
+    #[must_use]
+    pub fn chap_base64(mut self, on: bool) -> Self {
+        self.settings.chap_base64 = on;
+        self
+    }
+
+    /// Limit for `MaxConnections`.
+    #[must_use]
+    pub fn max_connections(mut self, count: u16) -> Self {
+        self.settings.connections = count;
+        self
+    }
+
+    /// Answers of a login come in pieces of so many bytes, with the C bit.
+    #[must_use]
+    pub fn login_text_bytes(mut self, bytes: usize) -> Self {
+        self.settings.login_text_bytes = Some(bytes);
+        self
+    }
+
+    /// Answers to text requests come in pieces of so many bytes at most.
+    #[must_use]
+    pub fn text_bytes(mut self, bytes: usize) -> Self {
+        self.settings.text_bytes = Some(bytes);
         self
     }
 
@@ -451,13 +646,13 @@ impl Builder {
     /// # Panics
     /// If the address cannot be listened on.
     pub fn start_blocking(self) -> Target {
-        let listener = TcpListener::bind(&self.listen)
-            .unwrap_or_else(|error| panic!("cannot listen on {}: {error}", self.listen));
-        listener
-            .set_nonblocking(true)
-            .expect("a listener can be made non-blocking");
-        let address = listener.local_addr().expect("a listener has an address");
-        let shared = Arc::new(Shared::new(self.settings, address.to_string(), self.wire));
+        let (listeners, groups): (Vec<_>, Vec<_>) = self
+            .listen
+            .iter()
+            .map(|(address, tag)| listen(address, *tag))
+            .unzip();
+        let address = groups[0].address;
+        let shared = Arc::new(Shared::new(self.settings, groups, self.wire));
         if !self.bare {
             shared.add(self.export);
         }
@@ -472,7 +667,7 @@ impl Builder {
                     .enable_all()
                     .build()
                     .expect("a runtime can be made");
-                runtime.block_on(accept(listener, theirs));
+                runtime.block_on(serve(listeners, theirs));
             })
             .expect("a thread can be made");
         Target {
@@ -483,14 +678,37 @@ impl Builder {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let listener =
-        tokio::net::TcpListener::from_std(listener).expect("the listener is non-blocking");
-    let connections = TaskTracker::new();
-    let mut number = 0;
+fn listen(address: &str, tag: u16) -> (TcpListener, Group) {
+    let listener = TcpListener::bind(address)
+        .unwrap_or_else(|error| panic!("cannot listen on {address}: {error}"));
+    listener
+        .set_nonblocking(true)
+        .expect("a listener can be made non-blocking");
+    let address = listener.local_addr().expect("a listener has an address");
+    (listener, Group::new(tag, address))
+}
+
+async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>) {
+    let tasks = TaskTracker::new();
+    for (group, listener) in listeners.into_iter().enumerate() {
+        let listener =
+            tokio::net::TcpListener::from_std(listener).expect("the listener is non-blocking");
+        tasks.spawn(accept(listener, group, Arc::clone(&shared), tasks.clone()));
+    }
+    shared.stop.cancelled().await;
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    group: usize,
+    shared: Arc<Shared>,
+    connections: TaskTracker,
+) {
     loop {
         let accepted = tokio::select! {
-            () = shared.stop.cancelled() => break,
+            () = shared.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let Ok((stream, _)) = accepted else {
@@ -498,13 +716,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        // Answers are written in one piece already.
-        let _ = stream.set_nodelay(true);
-        number += 1;
-        connections.spawn(session::serve(stream, number, Arc::clone(&shared)));
+        if shared.groups[group].is_open() {
+            // Answers are written in one piece already.
+            let _ = stream.set_nodelay(true);
+            connections.spawn(session::serve(stream, group, Arc::clone(&shared)));
+        }
     }
-    connections.close();
-    connections.wait().await;
 }
 
 /// Far above what loopback needs.

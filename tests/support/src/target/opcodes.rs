@@ -110,6 +110,7 @@ const fn acting(opcode: u8, action: u16, usage: &'static [u8]) -> Command {
 
 /// A timeouts descriptor that promises nothing.
 const NO_TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const RESERVE_OUT: [u8; 9] = [0x1f, F, 0, 0, F, F, F, F, 0];
 const F: u8 = 0xff;
 const COMMANDS: &[Command] = &[
     plain(op::TEST_UNIT_READY, &[0, 0, 0, 0, 0]),
@@ -124,6 +125,37 @@ const COMMANDS: &[Command] = &[
     plain(op::SYNCHRONIZE_CACHE_10, &[2, F, F, F, F, 0, F, F, 0]),
     plain(op::WRITE_SAME_10, &[0xf8, F, F, F, F, 0, F, F, 0]),
     plain(op::UNMAP, &[1, 0, 0, 0, 0, 0, F, F, 0]),
+    acting(
+        op::PERSISTENT_RESERVE_IN,
+        0,
+        &[0x1f, 0, 0, 0, 0, 0, F, F, 0],
+    ),
+    acting(
+        op::PERSISTENT_RESERVE_IN,
+        1,
+        &[0x1f, 0, 0, 0, 0, 0, F, F, 0],
+    ),
+    acting(
+        op::PERSISTENT_RESERVE_IN,
+        2,
+        &[0x1f, 0, 0, 0, 0, 0, F, F, 0],
+    ),
+    acting(
+        op::PERSISTENT_RESERVE_IN,
+        3,
+        &[0x1f, 0, 0, 0, 0, 0, F, F, 0],
+    ),
+    acting(op::PERSISTENT_RESERVE_OUT, 0, &RESERVE_OUT),
+    acting(op::PERSISTENT_RESERVE_OUT, 1, &RESERVE_OUT),
+    acting(op::PERSISTENT_RESERVE_OUT, 2, &RESERVE_OUT),
+    acting(op::PERSISTENT_RESERVE_OUT, 3, &RESERVE_OUT),
+    acting(op::PERSISTENT_RESERVE_OUT, 4, &RESERVE_OUT),
+    acting(op::PERSISTENT_RESERVE_OUT, 5, &RESERVE_OUT),
+    acting(op::PERSISTENT_RESERVE_OUT, 6, &RESERVE_OUT),
+    plain(
+        op::COMPARE_AND_WRITE,
+        &[0xf8, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, 0],
+    ),
     plain(op::MODE_SENSE_10, &[8, F, F, 0, 0, 0, F, F, 0]),
     plain(
         op::READ_16,
@@ -145,6 +177,16 @@ const COMMANDS: &[Command] = &[
         op::SERVICE_ACTION_IN_16,
         0x10,
         &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0],
+    ),
+    acting(
+        op::SERVICE_ACTION_IN_16,
+        0x12,
+        &[0x1f, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0],
+    ),
+    acting(
+        op::MAINTENANCE_IN,
+        0x0a,
+        &[0x1f, 0, 0, 0, 0, F, F, F, F, 0, 0],
     ),
     plain(op::REPORT_LUNS, &[0, F, 0, 0, 0, F, F, F, F, 0, 0]),
     acting(

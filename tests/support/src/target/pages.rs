@@ -2,17 +2,26 @@
 //!
 //! Source: SPC-4 §6.4 (INQUIRY), §7.5 (mode pages), §7.8 (VPD 00h, 80h, 83h); SBC-3 §6.5 (VPD B0h, B1h, B2h).
 
+use super::compare;
 use super::disk::Disk;
+use super::portals;
 use super::scsi::{INVALID_FIELD, SAVING_NOT_SUPPORTED, Sense, TRANSFER_BYTES_MAX, clipped, op};
 
-/// INQUIRY; without a disk, what a LUN that is not there says.
-pub(super) fn inquiry(disk: Option<&Disk>, cdb: &[u8; 16]) -> Result<Vec<u8>, Sense> {
+/// INQUIRY; without a disk, what a LUN that is not there says. `port`: the portal group's tag if there are several.
+pub(super) fn inquiry(
+    disk: Option<&Disk>,
+    cdb: &[u8; 16],
+    port: Option<u16>,
+) -> Result<Vec<u8>, Sense> {
     let most = usize::from(u16::from_be_bytes([cdb[3], cdb[4]]));
     if cdb[1] & 1 == 0 {
         if cdb[2] != 0 {
             return Err(INVALID_FIELD);
         }
-        return Ok(clipped(standard(disk.is_some()), most));
+        let mut data = standard(disk.is_some());
+        // TPGS: implicit asymmetric access.
+        data[5] |= u8::from(port.is_some()) << 4;
+        return Ok(clipped(data, most));
     }
     let Some(disk) = disk else {
         return Err(INVALID_FIELD);
@@ -20,7 +29,11 @@ pub(super) fn inquiry(disk: Option<&Disk>, cdb: &[u8; 16]) -> Result<Vec<u8>, Se
     let body = match cdb[2] {
         0x00 => PAGES.to_vec(),
         0x80 => disk.serial_number().as_bytes().to_vec(),
-        0x83 => designators(disk),
+        0x83 => {
+            let mut list = designators(disk);
+            list.extend(port.map(portals::designators).unwrap_or_default());
+            list
+        }
         0xb0 => block_limits(disk),
         0xb1 => {
             let mut body = vec![0; 60];
@@ -120,18 +133,10 @@ fn standard(present: bool) -> Vec<u8> {
 /// VPD 83h: NAA (locally assigned) and T10 vendor id, both from the serial number.
 fn designators(disk: &Disk) -> Vec<u8> {
     let serial = disk.serial_number().as_bytes();
-    let low = crc32c::crc32c(serial).to_be_bytes();
-    let high = crc32c::crc32c_append(0x5eed, serial).to_be_bytes();
-    let naa = [
-        0x30 | high[0] & 0x0f,
-        high[1],
-        high[2],
-        high[3],
-        low[0],
-        low[1],
-        low[2],
-        low[3],
-    ];
+    let mut naa = disk.naa_designator();
+    if naa == [0; 8] {
+        naa = derived_naa(serial);
+    }
     let mut body = vec![0x01, 0x03, 0, 8];
     body.extend(naa);
     let mut vendor = VENDOR.to_vec();
@@ -142,11 +147,28 @@ fn designators(disk: &Disk) -> Vec<u8> {
     body
 }
 
+/// NAA 3h, locally assigned.
+fn derived_naa(serial: &[u8]) -> [u8; 8] {
+    let low = crc32c::crc32c(serial).to_be_bytes();
+    let high = crc32c::crc32c_append(0x5eed, serial).to_be_bytes();
+    [
+        0x30 | high[0] & 0x0f,
+        high[1],
+        high[2],
+        high[3],
+        low[0],
+        low[1],
+        low[2],
+        low[3],
+    ]
+}
+
 fn block_limits(disk: &Disk) -> Vec<u8> {
     let mut body = vec![0; 60];
     let blocks = u32::try_from(TRANSFER_BYTES_MAX).unwrap_or(u32::MAX) / disk.block_size();
     let granularity = granularity(disk);
     let low = u16::try_from(granularity).unwrap_or(1).to_be_bytes();
+    body[1] = compare::BLOCKS_MAX;
     body[2..4].copy_from_slice(&low);
     body[4..8].copy_from_slice(&blocks.to_be_bytes());
     let trim = u32::try_from(unmap_blocks_max(disk)).unwrap_or(u32::MAX);

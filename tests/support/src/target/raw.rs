@@ -95,8 +95,25 @@ impl Raw {
         keys: &str,
     ) -> Result<(Bhs, String), Refused> {
         let text = format!("InitiatorName=iqn.2026-11.test:raw\0SessionType=Normal\0{keys}");
+        let (bhs, text) = self.step(0x87, isid, tsih, cid, &text)?;
+        assert_eq!((bhs[0], bhs[1]), (0x23, 0x87));
+        Ok((bhs, text))
+    }
+
+    /// One login request with these flags (T, C, stages) and text; gives the answer's header and text.
+    ///
+    /// # Errors
+    /// What the target said.
+    pub fn step(
+        &mut self,
+        flags: u8,
+        isid: u8,
+        tsih: u16,
+        cid: u16,
+        text: &str,
+    ) -> Result<(Bhs, String), Refused> {
         let mut bhs = [0; BHS_BYTES];
-        (bhs[0], bhs[1]) = (0x43, 0x87);
+        (bhs[0], bhs[1]) = (0x43, flags);
         (bhs[8], bhs[13]) = (0x80, isid);
         bhs[14..16].copy_from_slice(&tsih.to_be_bytes());
         bhs[20..22].copy_from_slice(&cid.to_be_bytes());
@@ -109,8 +126,23 @@ impl Raw {
         if bhs[36] != 0 {
             return Err((bhs[36], bhs[37], text.trim_end_matches('\0').to_owned()));
         }
-        assert_eq!((bhs[0], bhs[1]), (0x23, 0x87));
         Ok((bhs, text))
+    }
+
+    /// A text request (`tag` of an answer that goes on, or all ones) and its answer.
+    ///
+    /// # Panics
+    /// If something else comes.
+    pub fn text(&mut self, tag: u32, text: &str) -> (Bhs, String) {
+        let mut bhs = [0; BHS_BYTES];
+        (bhs[0], bhs[1]) = (0x44, 0x80);
+        bhs[16..20].copy_from_slice(b"text");
+        bhs[20..24].copy_from_slice(&tag.to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        self.send(bhs, text.as_bytes());
+        let (bhs, data) = self.receive().expect("the connection stays");
+        assert_eq!(bhs[0], 0x24);
+        (bhs, String::from_utf8_lossy(&data).into_owned())
     }
 
     /// A command without data of ours, and the first answer to it.
@@ -156,6 +188,12 @@ impl Raw {
         // RFC 7143 §11.5.5: reserved where there is no task.
         let task = if function == 1 { task } else { u32::MAX };
         bhs[20..24].copy_from_slice(&task.to_be_bytes());
+        if function == 1 {
+            let number = self
+                .cmd_sn
+                .wrapping_sub(self.itt.wrapping_sub(task).wrapping_add(1));
+            bhs[32..36].copy_from_slice(&number.to_be_bytes());
+        }
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
         self.send(bhs, &[]);
     }

@@ -309,8 +309,12 @@ impl Peer {
 
     async fn answer_command(&mut self, pdu: &Pdu, disk: &Disk) {
         let cdb = pdu.cdb();
-        let luns: Vec<u16> = pdu.lun().into_iter().collect();
-        let answer = match scsi::plan(disk, &cdb, &luns, None) {
+        let plan = if cdb[0] == scsi::op::REPORT_LUNS {
+            scsi::plan_absent(&cdb, &pdu.lun().map_or(Vec::new(), |lun| vec![lun]))
+        } else {
+            scsi::plan(disk, &cdb, None, None)
+        };
+        let answer = match plan {
             Plan::Done(answer) => answer,
             Plan::Read { at, bytes } => {
                 let mut data = vec![0; bytes];

@@ -9,7 +9,7 @@
 //! Unit attentions, residuals and data transfer are `session`'s; what pages say is `pages`'.
 
 use super::disk::Disk;
-use super::{opcodes, pages};
+use super::{compare, opcodes, pages};
 
 /// What a command turns out to be.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ pub(super) enum Plan {
 pub(super) struct Answer {
     pub(super) status: u8,
     pub(super) sense: Option<Sense>,
+    /// It is about an earlier command.
+    pub(super) deferred: bool,
+    /// The INFORMATION field.
+    pub(super) information: Option<u32>,
     pub(super) data: Vec<u8>,
 }
 
@@ -35,6 +39,8 @@ impl Answer {
         Self {
             status: GOOD,
             sense: None,
+            deferred: false,
+            information: None,
             data,
         }
     }
@@ -43,6 +49,8 @@ impl Answer {
         Self {
             status: CHECK_CONDITION,
             sense: Some(sense),
+            deferred: false,
+            information: None,
             data: Vec::new(),
         }
     }
@@ -51,8 +59,36 @@ impl Answer {
         Self {
             status,
             sense: None,
+            deferred: false,
+            information: None,
             data: Vec::new(),
         }
+    }
+
+    /// Sense data as it goes out, in fixed or in descriptor format.
+    pub(super) fn sense_bytes(&self, descriptor: bool) -> Vec<u8> {
+        let Some(sense) = self.sense else {
+            return Vec::new();
+        };
+        let mut bytes = if descriptor {
+            sense.descriptor_bytes().to_vec()
+        } else {
+            sense.bytes().to_vec()
+        };
+        bytes[0] |= u8::from(self.deferred);
+        if let Some(information) = self.information {
+            let information = information.to_be_bytes();
+            if descriptor {
+                // SPC-4 §4.5.2.2: information descriptor, VALID.
+                bytes[7] = 12;
+                bytes.extend([0, 10, 0x80, 0, 0, 0, 0, 0]);
+                bytes.extend(information);
+            } else {
+                bytes[0] |= 0x80;
+                bytes[3..7].copy_from_slice(&information);
+            }
+        }
+        bytes
     }
 }
 
@@ -71,10 +107,16 @@ impl Sense {
         bytes[13] = self.2;
         bytes
     }
+
+    /// Descriptor format without descriptors, SPC-4 §4.5.2.
+    fn descriptor_bytes(self) -> [u8; 8] {
+        [0x72, self.0, self.1, self.2, 0, 0, 0, 0]
+    }
 }
 
-/// The first look at a command. `pending` is the unit attention that REQUEST SENSE would report.
-pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], luns: &[u16], pending: Option<Sense>) -> Plan {
+/// The first look at a command. `pending` is the unit attention that REQUEST SENSE would report, `port` the tag of the
+/// portal group if there are several.
+pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], pending: Option<Sense>, port: Option<u16>) -> Plan {
     let done = |answer: Result<Vec<u8>, Sense>| {
         Plan::Done(answer.map_or_else(Answer::check, Answer::good))
     };
@@ -83,16 +125,27 @@ pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], luns: &[u16], pending: Option<Se
             done(flush(disk, cdb))
         }
         op::REQUEST_SENSE => {
-            let sense = pending.unwrap_or(Sense(0, 0, 0)).bytes();
-            done(Ok(clipped(sense.to_vec(), usize::from(cdb[4]))))
+            // SPC-4 §6.39: DESC asks for descriptor format.
+            let sense = Answer::check(pending.unwrap_or(Sense(0, 0, 0)));
+            let sense = sense.sense_bytes(cdb[1] & 1 != 0);
+            done(Ok(clipped(sense, usize::from(cdb[4]))))
         }
-        op::INQUIRY => done(pages::inquiry(Some(disk), cdb)),
+        op::INQUIRY => done(pages::inquiry(Some(disk), cdb, port)),
         op::MODE_SENSE_6 | op::MODE_SENSE_10 => done(pages::mode_sense(disk, cdb)),
         op::READ_CAPACITY_10 => done(capacity_10(disk, cdb)),
         op::SERVICE_ACTION_IN_16 if cdb[1] & 0x1f == op::READ_CAPACITY_16 => {
             done(Ok(clipped(capacity_16(disk), length_32(cdb, 10))))
         }
-        op::REPORT_LUNS => done(report_luns(luns, cdb)),
+        op::SERVICE_ACTION_IN_16 if cdb[1] & 0x1f == op::GET_LBA_STATUS => {
+            done(compare::lba_status(disk, cdb))
+        }
+        op::COMPARE_AND_WRITE => match writable(disk).and_then(|()| compare::range(disk, cdb)) {
+            Ok((_, bytes)) => Plan::Take { bytes: bytes * 2 },
+            Err(sense) => done(Err(sense)),
+        },
+        op::PERSISTENT_RESERVE_OUT => Plan::Take {
+            bytes: length_32(cdb, 5),
+        },
         op::MAINTENANCE_IN if cdb[1] & 0x1f == op::REPORT_SUPPORTED_OPERATION_CODES => {
             done(opcodes::report(cdb))
         }
@@ -125,10 +178,10 @@ pub(super) fn plan(disk: &Disk, cdb: &[u8; 16], luns: &[u16], pending: Option<Se
     }
 }
 
-/// What a LUN that is not there says (SPC-4 §6.4.1: INQUIRY answers, qualifier 011b).
+/// What a LUN that is not there says (SPC-4 §6.4.1: INQUIRY answers, qualifier 011b), and the list of those that are.
 pub(super) fn plan_absent(cdb: &[u8; 16], luns: &[u16]) -> Plan {
     let answer = match cdb[0] {
-        op::INQUIRY => pages::inquiry(None, cdb),
+        op::INQUIRY => pages::inquiry(None, cdb, None),
         op::REPORT_LUNS => report_luns(luns, cdb),
         op::REQUEST_SENSE => Ok(clipped(NO_SUCH_LUN.bytes().to_vec(), usize::from(cdb[4]))),
         _ => Err(NO_SUCH_LUN),
@@ -142,6 +195,7 @@ pub(super) fn finish(disk: &Disk, cdb: &[u8; 16], data: &[u8]) -> Answer {
     let result = match cdb[0] {
         op::WRITE_SAME_10 | op::WRITE_SAME_16 => write_same(disk, cdb, data),
         op::UNMAP => unmap(disk, data),
+        op::COMPARE_AND_WRITE => return compare::compare_and_write(disk, cdb, data),
         _ => write(disk, cdb, data),
     };
     match result {
@@ -155,9 +209,30 @@ pub(super) fn reports_attention(opcode: u8) -> bool {
     !matches!(opcode, op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE)
 }
 
+/// Whether a command may want data from the initiator.
+pub(super) fn takes_data(cdb: &[u8; 16]) -> bool {
+    match cdb[0] {
+        op::WRITE_SAME_16 => !has_no_data(cdb),
+        opcode => matches!(
+            opcode,
+            op::WRITE_6
+                | op::WRITE_10
+                | op::WRITE_12
+                | op::WRITE_16
+                | op::WRITE_SAME_10
+                | op::UNMAP
+                | op::COMPARE_AND_WRITE
+                | op::PERSISTENT_RESERVE_OUT
+        ),
+    }
+}
+
 /// Whether a command must find exactly the data that it wants: lists have no part that could be obeyed.
 pub(super) fn wants_all(opcode: u8) -> bool {
-    matches!(opcode, op::WRITE_SAME_10 | op::WRITE_SAME_16)
+    matches!(
+        opcode,
+        op::WRITE_SAME_10 | op::WRITE_SAME_16 | op::COMPARE_AND_WRITE | op::PERSISTENT_RESERVE_OUT
+    )
 }
 
 pub(super) fn clipped(mut data: Vec<u8>, most: usize) -> Vec<u8> {
@@ -363,6 +438,7 @@ fn report_luns(luns: &[u16], cdb: &[u8; 16]) -> Result<Vec<u8>, Sense> {
 
 pub(super) const GOOD: u8 = 0x00;
 pub(super) const CHECK_CONDITION: u8 = 0x02;
+pub(super) const RESERVATION_CONFLICT: u8 = 0x18;
 /// What VPD B0h promises; chosen freely, above all that an initiator here sends at once.
 pub(super) const TRANSFER_BYTES_MAX: usize = 16 << 20;
 const FUA: u8 = 0x08;
@@ -377,13 +453,15 @@ pub(super) const RESET: Sense = Sense(6, 0x29, 3);
 pub(super) const POWER_ON: Sense = Sense(6, 0x29, 0);
 /// Capacity data has changed.
 pub(super) const CAPACITY_CHANGED: Sense = Sense(6, 0x2a, 9);
+/// Asymmetric access state changed.
+pub(super) const ACCESS_CHANGED: Sense = Sense(6, 0x2a, 6);
 /// RFC 7143 §11.4.7.2: data that was lost or out of order.
 pub(super) const PROTOCOL_CRC: Sense = Sense(0xb, 0x47, 5);
 const INVALID_PARAMETER: Sense = Sense(5, 0x26, 0);
-const PARAMETER_LIST_LENGTH: Sense = Sense(5, 0x1a, 0);
-const LBA_OUT_OF_RANGE: Sense = Sense(5, 0x21, 0);
+pub(super) const PARAMETER_LIST_LENGTH: Sense = Sense(5, 0x1a, 0);
+pub(super) const LBA_OUT_OF_RANGE: Sense = Sense(5, 0x21, 0);
 const WRITE_PROTECTED: Sense = Sense(7, 0x27, 0);
-const MEDIUM_ERROR: Sense = Sense(3, 0x11, 0);
+pub(super) const MEDIUM_ERROR: Sense = Sense(3, 0x11, 0);
 
 pub(super) mod op {
     pub(in super::super) const TEST_UNIT_READY: u8 = 0x00;
@@ -398,6 +476,11 @@ pub(super) mod op {
     pub(in super::super) const SYNCHRONIZE_CACHE_10: u8 = 0x35;
     pub(in super::super) const WRITE_SAME_10: u8 = 0x41;
     pub(in super::super) const UNMAP: u8 = 0x42;
+    pub(in super::super) const PERSISTENT_RESERVE_IN: u8 = 0x5e;
+    pub(in super::super) const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
+    pub(in super::super) const COMPARE_AND_WRITE: u8 = 0x89;
+    pub(in super::super) const GET_LBA_STATUS: u8 = 0x12;
+    pub(in super::super) const REPORT_TARGET_PORT_GROUPS: u8 = 0x0a;
     pub(in super::super) const MODE_SENSE_10: u8 = 0x5a;
     pub(in super::super) const READ_16: u8 = 0x88;
     pub(in super::super) const WRITE_16: u8 = 0x8a;

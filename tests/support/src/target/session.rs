@@ -1,40 +1,45 @@
-//! The full feature phase of one connection: commands in order, window, answers, and everything but data transfer.
+//! A session in full feature phase: its connections, the order of its commands, its window.
 //!
-//! Source: RFC 7143 §4.2.2 (numbering), §11 (PDUs), §6.3.4 and following.
+//! Source: RFC 7143 §4.2.2 (numbering), §6.3.4 and following.
 //!
 //! Invariants:
-//! 1. One task owns the connection and everything of its session; commands run in the order of their numbers.
+//! 1. One task owns the session with all its connections; commands run in the order of their numbers.
 //! 2. `MaxCmdSN` never falls: a window once granted stays granted.
 //! 3. What the initiator does wrong is noted, even where we go on.
+//! 4. Level 0: a connection that is lost takes the session with it, and the session's tasks.
 //!
-//! Data-In, R2T and Data-Out are in `transfer`.
+//! SCSI commands are in `commands`, their data in `transfer`, all else that can be asked in `control` and `management`.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::task::Poll;
 
-use super::faults::Strike;
-use super::keys::put;
+use super::commands::Attention;
+use super::connection::Connection;
+use super::held::Held;
 use super::link::{Ended, Link};
 use super::login::{Entered, login};
-use super::pdu::{CONTINUE, NO_TAG, Pdu, header, later, lun_number, op, set_word};
-use super::scsi::{self, Answer, Plan, Sense};
-use super::shared::{Live, Order, Place, SessionInfo, Shared};
+use super::pdu::{Bhs, NO_TAG, Pdu, later, op, set_word};
+use super::reserve::Nexus;
+use super::rules;
+use super::shared::{Live, Place, SessionInfo, Shared};
 use super::transfer::Transfers;
 
-/// Serves a connection from its first byte to its last.
-pub(super) async fn serve(stream: tokio::net::TcpStream, number: u64, shared: Arc<Shared>) {
+/// Serves a connection from its first byte to its last, or until its session takes it.
+pub(super) async fn serve(stream: tokio::net::TcpStream, group: usize, shared: Arc<Shared>) {
+    let number = shared.count_connection();
     let mut link = Link::new(stream, number, Arc::clone(&shared.wire));
     let entered = tokio::select! {
         () = shared.stop.cancelled() => return,
-        entered = login(&mut link, &shared) => entered,
+        entered = login(&mut link, group, &shared) => entered,
     };
-    // Why a login failed is noted there.
-    let ended = match entered {
-        Err(ended) => ended,
+    let (ended, mut links) = match entered {
+        // Why a login failed is noted there.
+        Err(ended) => (ended, vec![link]),
+        Ok(entered) if entered.joins.is_some() => return shared.join(link, entered).await,
         Ok(entered) => {
-            let place = shared.enter(SessionInfo {
+            let info = SessionInfo {
                 initiator: entered.initiator.clone(),
                 target: entered
                     .export
@@ -42,18 +47,20 @@ pub(super) async fn serve(stream: tokio::net::TcpStream, number: u64, shared: Ar
                     .map(|export| export.iqn().to_owned()),
                 isid: entered.isid,
                 tsih: entered.tsih,
-            });
-            let (ended, left) = Session::new(link, Arc::clone(&shared), entered)
+                portal_group: shared.groups[group].tag,
+            };
+            let place = shared.enter(info, entered.cid, entered.agreed.connections_max);
+            Session::new(link, Arc::clone(&shared), &entered)
                 .run(place)
-                .await;
-            link = left;
-            ended
+                .await
         }
     };
     if matches!(ended, Ended::Shut) {
-        tokio::select! {
-            () = shared.stop.cancelled() => {}
-            () = link.farewell() => {}
+        for link in &mut links {
+            tokio::select! {
+                () = shared.stop.cancelled() => return,
+                () = link.farewell() => {}
+            }
         }
     }
 }
@@ -61,65 +68,54 @@ pub(super) async fn serve(stream: tokio::net::TcpStream, number: u64, shared: Ar
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
-    pub(super) link: Link,
-    pub(super) entered: Entered,
+    pub(super) export: Option<Arc<Live>>,
+    /// The initiator's name and ISID: one end of the nexus.
+    pub(super) nexus: Nexus,
     pub(super) transfers: Transfers,
-    pub(super) stat_sn: u32,
+    pub(super) held: Held,
+    /// How many unit attentions of a LUN were reported; the first may be that of the login.
+    pub(super) attention: BTreeMap<u16, Attention>,
+    /// The portal group that it came by, as an index.
+    pub(super) group: usize,
+    tsih: u16,
+    /// Slots: a connection keeps its index, by which its tasks know it.
+    connections: Vec<Option<Connection>>,
+    /// Commands that came before their turn, by number; on one connection there are none.
+    early: BTreeMap<u32, (usize, Pdu)>,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
     next_tag: u32,
-    /// How many unit attentions of a LUN were reported; the first may be that of the login.
-    attention: BTreeMap<u16, Attention>,
-    /// Text that did not fit in one answer, by its tag.
-    text: Option<(u32, Vec<u8>)>,
-    closing: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Attention {
-    login: bool,
-    seen: usize,
 }
 
 impl Session {
-    fn new(link: Link, shared: Arc<Shared>, entered: Entered) -> Self {
+    fn new(link: Link, shared: Arc<Shared>, entered: &Entered) -> Self {
         let attention = entered
             .export
             .as_ref()
             .map_or_else(BTreeMap::new, |export| {
-                let seen = |lun| export.unit(lun).map_or(0, |unit| unit.events());
-                let login = shared.settings.unit_attention;
-                export
-                    .numbers()
-                    .into_iter()
-                    .map(|lun| {
-                        (
-                            lun,
-                            Attention {
-                                login,
-                                seen: seen(lun),
-                            },
-                        )
-                    })
-                    .collect()
+                Attention::at_login(export, shared.settings.unit_attention)
             });
-        Self {
-            stat_sn: entered.stat_sn,
+        let mut session = Self {
             exp_cmd_sn: entered.exp_cmd_sn,
-            max_cmd_sn: entered.max_cmd_sn,
+            max_cmd_sn: entered.exp_cmd_sn.wrapping_sub(1),
             shared,
-            link,
-            entered,
+            export: entered.export.clone(),
+            nexus: (entered.initiator.clone(), entered.isid),
             transfers: Transfers::default(),
-            next_tag: 1,
+            held: Held::default(),
             attention,
-            text: None,
-            closing: false,
-        }
+            group: entered.group,
+            tsih: entered.tsih,
+            connections: Vec::new(),
+            early: BTreeMap::new(),
+            next_tag: 1,
+        };
+        session.admit(link, entered);
+        session
     }
 
     /// What was wrong is noted before the session is seen to end.
-    async fn run(mut self, mut place: Place) -> (Ended, Link) {
+    async fn run(mut self, mut place: Place) -> (Ended, Vec<Link>) {
         let ended = match self.serve(&mut place).await {
             Ok(()) => Ended::Ours,
             Err(ended) => ended,
@@ -127,356 +123,218 @@ impl Session {
         if let Ended::Violation(what) = &ended {
             self.broke(what.clone());
         }
-        (ended, self.link)
+        if let Some(number) = self.early.keys().next() {
+            self.broke(format!("CmdSN {number} came and {} never", self.exp_cmd_sn));
+        }
+        self.abandon_held();
+        let connections = self.connections.into_iter().flatten();
+        (
+            ended,
+            connections.map(|connection| connection.link).collect(),
+        )
     }
 
     async fn serve(&mut self, place: &mut Place) -> Result<(), Ended> {
         loop {
-            while !self.closing && self.link.due() < DUE_BYTES_MAX {
-                let Some(pdu) = self.link.parse()? else { break };
-                self.shared.count_pdu(self.link.pdus)?;
-                if self.shared.faults.is_silent() {
-                    continue;
+            let mut again = false;
+            for at in 0..self.connections.len() {
+                if self.connections[at].is_some() {
+                    again |= self.serve_connection(at)?;
                 }
-                if let Some(delay) = self.delay(&pdu) {
-                    self.link.write_some()?;
-                    tokio::select! {
-                        () = place.cancel.cancelled() => return Ok(()),
-                        () = tokio::time::sleep(delay) => {}
-                    }
-                }
-                self.handle(&pdu)?;
             }
-            // Held back by what was due and not for want of PDUs: some may be here whole, and no byte need follow them.
-            let held = self.link.due() >= DUE_BYTES_MAX;
-            let written = self.link.write_some()?;
-            if written && self.closing {
+            if self.connections.iter().all(Option::is_none) {
                 return Ok(());
             }
-            if written && held {
+            if again {
                 continue;
             }
+            let due = self.held.next_due();
             tokio::select! {
                 biased;
                 () = place.cancel.cancelled() => return Ok(()),
                 order = place.orders.recv() => if let Some(order) = order {
-                    self.obey(&order);
+                    self.obey(&order)?;
                 },
-                moved = self.link.progress() => moved?,
+                joined = place.joins.recv() => if let Some((link, entered)) = joined {
+                    self.admit(link, &entered);
+                },
+                moved = poll_fn(|cx| {
+                    for connection in self.connections.iter_mut().flatten() {
+                        if let Poll::Ready(moved) = connection.link.poll_progress(cx) {
+                            return Poll::Ready(moved);
+                        }
+                    }
+                    Poll::Pending
+                }) => moved?,
+                () = async {
+                    match due {
+                        Some(due) => tokio::time::sleep_until(due).await,
+                        None => std::future::pending().await,
+                    }
+                } => self.run_due()?,
             }
         }
     }
 
-    fn handle(&mut self, pdu: &Pdu) -> Result<(), Ended> {
-        // RFC 7143 §4.2.2.2: nothing can be acknowledged that was not sent.
-        if later(pdu.exp_stat_sn(), self.stat_sn) {
-            self.broke(format!(
-                "ExpStatSN {} above {}",
-                pdu.exp_stat_sn(),
-                self.stat_sn
-            ));
+    /// Handles what has come and writes what is due; true if there is more to do at once.
+    fn serve_connection(&mut self, at: usize) -> Result<bool, Ended> {
+        loop {
+            let connection = self.on(at);
+            if connection.closing || connection.link.due() >= DUE_BYTES_MAX {
+                break;
+            }
+            let Some(pdu) = connection.link.parse()? else {
+                break;
+            };
+            let pdus = connection.link.pdus;
+            self.shared.count_pdu(pdus)?;
+            if self.shared.faults.is_silent() {
+                continue;
+            }
+            self.handle(at, &pdu)?;
+            if self.connections[at].is_none() {
+                return Ok(true);
+            }
+        }
+        let connection = self.on(at);
+        // Held back by what was due and not for want of PDUs: some may be here whole, and no byte need follow them.
+        let full = connection.link.due() >= DUE_BYTES_MAX;
+        let written = connection.link.write_some()?;
+        if written && connection.closing {
+            self.close(at);
+            return Ok(true);
+        }
+        Ok(written && full)
+    }
+
+    fn handle(&mut self, at: usize, pdu: &Pdu) -> Result<(), Ended> {
+        let window = self.shared.settings.window;
+        if let Some(what) = self.on(at).acknowledge(pdu, window) {
+            self.broke(what);
+        }
+        if let Some(what) = rules::reserved(pdu) {
+            self.broke(what);
         }
         match pdu.opcode() {
             op::DATA_OUT => {
-                self.on_data_out(pdu);
+                self.on_data_out(at, pdu);
                 Ok(())
             }
             op::LOGIN => Err(Ended::Violation("login in full feature phase".into())),
-            opcode => {
-                if !self.is_in_turn(pdu)? {
-                    return Ok(());
-                }
-                match opcode {
-                    op::SCSI_COMMAND => return self.on_command(pdu),
-                    op::NOP_OUT => self.on_nop(pdu),
-                    op::TASK_MANAGEMENT => self.on_task_management(pdu),
-                    op::TEXT => self.on_text(pdu),
-                    op::LOGOUT => self.on_logout(pdu),
-                    // RFC 7143 §11.17.1: command not supported.
-                    _ => self.reject(pdu, 5),
-                }
-                Ok(())
-            }
+            _ if pdu.immediate() => self.act(at, pdu),
+            _ => self.in_turn(at, pdu),
         }
     }
 
-    /// RFC 7143 §4.2.2.1: what lies outside the window is ignored in silence; on one connection there are no gaps.
-    fn is_in_turn(&mut self, pdu: &Pdu) -> Result<bool, Ended> {
+    /// RFC 7143 §4.2.2.1: what lies outside the window is ignored in silence; on one connection there are no gaps, over
+    /// several a command waits for those before it.
+    fn in_turn(&mut self, at: usize, pdu: &Pdu) -> Result<(), Ended> {
         let number = pdu.cmd_sn();
-        if pdu.immediate() {
-            return Ok(true);
-        }
         if later(number, self.max_cmd_sn) || later(self.exp_cmd_sn, number) {
             self.broke(format!(
                 "CmdSN {number} outside the window from {} to {}",
                 self.exp_cmd_sn, self.max_cmd_sn
             ));
-            return Ok(false);
+            return Ok(());
         }
         if number != self.exp_cmd_sn {
-            return Err(Ended::Violation(format!(
-                "CmdSN {number} after {}",
-                self.exp_cmd_sn
-            )));
+            if self.connections.iter().flatten().count() == 1 {
+                return Err(Ended::Violation(format!(
+                    "CmdSN {number} after {}",
+                    self.exp_cmd_sn
+                )));
+            }
+            if self.early.insert(number, (at, pdu.clone())).is_some() {
+                self.broke(format!("CmdSN {number} sent twice"));
+            }
+            return Ok(());
         }
         self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
-        Ok(true)
-    }
-
-    fn on_command(&mut self, pdu: &Pdu) -> Result<(), Ended> {
-        let Some(export) = self.entered.export.clone() else {
-            return Err(Ended::Violation(
-                "SCSI command in a discovery session".into(),
-            ));
-        };
-        if self.transfers.has(pdu.itt()) {
-            return Err(Ended::Violation(format!(
-                "task tag {:#x} is in use",
-                pdu.itt()
-            )));
-        }
-        let strike = self.shared.faults.on_command();
-        match strike {
-            Some(Strike::Drop { executed: false }) => return Err(Ended::Ours),
-            Some(Strike::NoAnswer) => return Ok(()),
-            Some(Strike::Reject(reason)) => {
-                self.reject(pdu, reason);
-                return Ok(());
+        self.act(at, pdu)?;
+        while let Some((at, pdu)) = self.early.remove(&self.exp_cmd_sn) {
+            self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+            if self.connections[at].is_some() {
+                self.act(at, &pdu)?;
             }
-            Some(Strike::CheckCondition { key, asc, ascq }) => {
-                self.answer(pdu, &Answer::check(Sense(key, asc, ascq)));
-                return Ok(());
-            }
-            Some(Strike::Status(status)) => {
-                self.answer(pdu, &Answer::status(status));
-                return Ok(());
-            }
-            Some(Strike::Drop { executed: true } | Strike::ShortRead(_)) | None => {}
-        }
-        let mut cdb = [0; 16];
-        cdb.copy_from_slice(&pdu.bhs[32..48]);
-        match self.plan(&export, pdu, &cdb) {
-            Plan::Done(answer) => self.answer(pdu, &answer),
-            Plan::Read { at, bytes } => {
-                let unit = lun_number(pdu.lun_bytes()).and_then(|lun| export.unit(lun));
-                let missing = match strike {
-                    Some(Strike::ShortRead(missing)) => usize::try_from(missing).unwrap_or(0),
-                    _ => 0,
-                };
-                if let Some(unit) = unit {
-                    self.read(pdu, &unit, at, bytes.saturating_sub(missing));
-                }
-            }
-            Plan::Take { bytes } => self.take(pdu, &cdb, bytes),
-        }
-        if matches!(strike, Some(Strike::Drop { .. })) {
-            return Err(Ended::Ours);
         }
         Ok(())
     }
 
-    fn plan(&mut self, export: &Live, pdu: &Pdu, cdb: &[u8; 16]) -> Plan {
-        let lun = lun_number(pdu.lun_bytes());
-        let luns = export.numbers();
-        let Some((lun, unit)) = lun.and_then(|lun| export.unit(lun).map(|unit| (lun, unit))) else {
-            return scsi::plan_absent(cdb, &luns);
+    fn act(&mut self, at: usize, pdu: &Pdu) -> Result<(), Ended> {
+        match pdu.opcode() {
+            op::SCSI_COMMAND => return self.on_command(at, pdu),
+            op::NOP_OUT => self.on_nop(at, pdu),
+            op::TASK_MANAGEMENT => self.on_task_management(at, pdu),
+            op::TEXT => self.on_text(at, pdu),
+            op::LOGOUT => self.on_logout(at, pdu),
+            // RFC 7143 §11.17.1: command not supported.
+            _ => self.reject(at, pdu, 5),
+        }
+        Ok(())
+    }
+
+    /// Takes a connection in and welcomes it.
+    fn admit(&mut self, link: Link, entered: &Entered) {
+        let connection = Connection::new(link, entered);
+        let mut free = self.connections.iter().position(Option::is_none);
+        // RFC 7143 §6.3.4: a login with a CID that is in use takes that connection's place.
+        let known = |held: &Option<Connection>| {
+            held.as_ref().is_some_and(|held| held.cid == connection.cid)
         };
-        // A LUN added later is new to this session from its beginning.
-        let state = self.attention.entry(lun).or_insert(Attention {
-            login: false,
-            seen: 0,
-        });
-        let event = unit.event(state.seen);
-        let pending = if state.login {
-            Some(scsi::POWER_ON)
-        } else {
-            event
-        };
-        let told = scsi::reports_attention(cdb[0]);
-        if pending.is_some() && (told || cdb[0] == scsi::op::REQUEST_SENSE) {
-            if state.login {
-                state.login = false;
-            } else {
-                state.seen += 1;
-            }
+        if let Some(old) = self.connections.iter().position(known) {
+            self.close(old);
+            free = Some(old);
         }
-        match pending {
-            Some(sense) if told => Plan::Done(Answer::check(sense)),
-            Some(_) | None => scsi::plan(&unit.disk, cdb, &luns, pending),
+        let at = free.unwrap_or(self.connections.len());
+        if at == self.connections.len() {
+            self.connections.push(None);
+        }
+        self.connections[at] = Some(connection);
+        let mut bhs = entered.answer.bhs;
+        self.stamp(at, &mut bhs, true);
+        let connection = self.on(at);
+        connection.link.push(bhs, &entered.answer.data);
+        // RFC 7143 §13.1: digests begin with the full feature phase, so after this answer.
+        connection.link.header_digest = entered.agreed.header_digest;
+        connection.link.data_digest = entered.agreed.data_digest;
+    }
+
+    /// Ends a connection and its tasks.
+    pub(super) fn close(&mut self, at: usize) {
+        self.transfers.abort_where(|task| task.at == at);
+        self.held.abort_where(|held| held.at() == at);
+        if let Some(connection) = self.connections[at].take() {
+            self.shared.part(self.tsih, connection.cid);
         }
     }
 
-    fn on_nop(&mut self, pdu: &Pdu) {
-        if pdu.ttt() != NO_TAG {
-            // RFC 7143 §11.18: the answer to our ping has no task tag of its own unless it is one too.
-            self.shared.pongs.fetch_add(1, Ordering::Relaxed);
-            if !pdu.immediate() && pdu.itt() == NO_TAG {
-                self.broke("NOP-Out with a reserved task tag must be immediate".into());
-            }
-        }
-        if pdu.itt() == NO_TAG {
-            return;
-        }
-        let mut bhs = header(op::NOP_IN, pdu.itt());
-        set_word(&mut bhs, 20, NO_TAG);
-        let most = usize::try_from(self.entered.agreed.their_segment_bytes).unwrap_or(0);
-        let data = pdu.data.slice(..pdu.data.len().min(most));
-        self.send(bhs, &data);
+    pub(super) fn on(&mut self, at: usize) -> &mut Connection {
+        self.connections[at]
+            .as_mut()
+            .expect("a task ends with its connection")
     }
 
-    fn on_task_management(&mut self, pdu: &Pdu) {
-        let function = pdu.flags() & 0x7f;
-        let unit = lun_number(pdu.lun_bytes()).and_then(|lun| {
-            self.entered
-                .export
-                .as_ref()
-                .and_then(|export| export.unit(lun))
-        });
-        // RFC 7143 §11.6.1: 0 complete, 1 no such task, 2 no such LUN, 4 reassignment not supported, 5 not supported.
-        let response = match function {
-            1 => u8::from(!self.transfers.abort(pdu.ttt())),
-            2 | 4 | 5 if unit.is_none() => 2,
-            2 | 4 => {
-                self.transfers.abort_lun(pdu.lun_bytes());
-                0
-            }
-            5 => {
-                self.transfers.abort_lun(pdu.lun_bytes());
-                if let Some(unit) = unit {
-                    unit.announce(scsi::RESET);
-                }
-                0
-            }
-            6 | 7 => {
-                self.transfers.abort_all();
-                if let Some(export) = &self.entered.export {
-                    for unit in export.numbers().iter().filter_map(|lun| export.unit(*lun)) {
-                        unit.announce(scsi::RESET);
-                    }
-                }
-                // A cold reset takes the sessions with it (RFC 7143 §11.5.1).
-                self.closing = function == 7;
-                0
-            }
-            8 => 4,
-            _ => 5,
-        };
-        let mut bhs = header(op::TASK_MANAGEMENT_RESPONSE, pdu.itt());
-        bhs[2] = response;
-        self.send(bhs, &[]);
-    }
-
-    fn on_text(&mut self, pdu: &Pdu) {
-        let mut text = match self.text.take() {
-            Some((tag, rest)) if tag == pdu.ttt() => rest,
-            _ if pdu.ttt() != NO_TAG => return self.reject(pdu, 9),
-            _ => {
-                let mut text = Vec::new();
-                for (key, value) in super::keys::pairs(&pdu.data).unwrap_or_default() {
-                    if key == "SendTargets" {
-                        self.list_targets(&value, &mut text);
-                    } else {
-                        put(&mut text, &key, "NotUnderstood");
-                    }
-                }
-                text
-            }
-        };
-        let mut bhs = header(op::TEXT_RESPONSE, pdu.itt());
-        set_word(&mut bhs, 20, NO_TAG);
-        let most = usize::try_from(self.entered.agreed.their_segment_bytes).unwrap_or(512);
-        let rest = if text.len() > most {
-            text.split_off(most)
-        } else {
-            Vec::new()
-        };
-        if !rest.is_empty() {
-            // RFC 7143 §11.11: more follows when the initiator asks with this tag.
-            bhs[1] = CONTINUE;
-            let tag = self.tag();
-            set_word(&mut bhs, 20, tag);
-            self.text = Some((tag, rest));
-        }
-        self.send(bhs, &text);
-    }
-
-    fn list_targets(&self, which: &str, text: &mut Vec<u8>) {
-        let own = self.entered.export.as_ref().map(|export| export.iqn());
-        for name in self.shared.names() {
-            let listed = match which {
-                "All" => true,
-                "" => own == Some(name.as_str()),
-                asked => asked == name,
-            };
-            if listed {
-                put(text, "TargetName", &name);
-                put(text, "TargetAddress", &format!("{},1", self.shared.portal));
-            }
-        }
-    }
-
-    fn on_logout(&mut self, pdu: &Pdu) {
-        let mut bhs = header(op::LOGOUT_RESPONSE, pdu.itt());
-        // Reason 2 wants recovery, which error recovery level 0 has not.
-        bhs[2] = if pdu.flags() & 0x7f == 2 { 2 } else { 0 };
-        self.send(bhs, &[]);
-        self.closing = true;
-    }
-
-    fn obey(&mut self, order: &Order) {
-        if self.shared.faults.is_silent() {
-            return;
-        }
-        if let Order::Send { pdu, numbered } = order {
-            if *numbered {
-                return self.send(pdu.bhs, &pdu.data);
-            }
-            return self.link.leave(vec![super::tap::Step::Pdu(*pdu.clone())]);
-        }
-        let mut bhs = match order {
-            Order::Ping | Order::Window => header(op::NOP_IN, NO_TAG),
-            Order::LogoutRequest(_) | Order::Send { .. } => header(op::ASYNC, NO_TAG),
-        };
-        set_word(&mut bhs, 20, NO_TAG);
-        match order {
-            Order::Ping => {
-                let tag = self.tag();
-                set_word(&mut bhs, 20, tag);
-            }
-            Order::Window | Order::Send { .. } => {}
-            Order::LogoutRequest(seconds) => {
-                bhs[36] = 1;
-                bhs[42..44].copy_from_slice(&seconds.to_be_bytes());
-                self.send(bhs, &[]);
-                return;
-            }
-        }
-        // RFC 7143 §11.19: an unsolicited NOP-In tells StatSN and does not take it.
-        self.stamp(&mut bhs);
-        self.link.push(bhs, &[]);
-    }
-
-    pub(super) fn reject(&mut self, pdu: &Pdu, reason: u8) {
-        let mut bhs = header(op::REJECT, NO_TAG);
-        bhs[2] = reason;
-        self.send(bhs, &pdu.bhs);
+    /// The slots in use.
+    pub(super) fn slots(&self) -> Vec<usize> {
+        let all = self.connections.iter().enumerate();
+        all.filter_map(|(at, held)| held.as_ref().map(|_| at))
+            .collect()
     }
 
     /// Numbers, and sends what carries a status.
-    pub(super) fn send(&mut self, mut bhs: super::pdu::Bhs, data: &[u8]) {
-        self.stamp(&mut bhs);
-        self.stat_sn = self.stat_sn.wrapping_add(1);
-        self.link.push(bhs, data);
+    pub(super) fn send(&mut self, at: usize, mut bhs: Bhs, data: &[u8]) {
+        self.stamp(at, &mut bhs, true);
+        self.on(at).link.push(bhs, data);
     }
 
-    /// `StatSN`, `ExpCmdSN`, `MaxCmdSN` as they are at this moment.
-    pub(super) fn stamp(&mut self, bhs: &mut super::pdu::Bhs) {
-        set_word(bhs, 24, self.stat_sn);
+    /// `StatSN`, `ExpCmdSN`, `MaxCmdSN` as they are at this moment; `takes` if the PDU carries a status.
+    pub(super) fn stamp(&mut self, at: usize, bhs: &mut Bhs, takes: bool) {
+        self.on(at).number(bhs, takes);
         self.stamp_window(bhs);
     }
 
-    pub(super) fn stamp_window(&mut self, bhs: &mut super::pdu::Bhs) {
-        let open = self.transfers.count();
+    pub(super) fn stamp_window(&mut self, bhs: &mut Bhs) {
+        let open = self.transfers.count() + self.held.count();
         let width = self.shared.window().saturating_sub(open);
         let last = self.exp_cmd_sn.wrapping_add(width).wrapping_sub(1);
         if later(last, self.max_cmd_sn) {
@@ -494,13 +352,6 @@ impl Session {
 
     pub(super) fn broke(&self, what: String) {
         self.shared.violation(what);
-    }
-
-    fn delay(&self, pdu: &Pdu) -> Option<Duration> {
-        if pdu.opcode() != op::SCSI_COMMAND {
-            return None;
-        }
-        self.shared.faults.delay()
     }
 }
 

@@ -6,8 +6,9 @@
 //! 2. A session that is replaced has ended before its successor's login is answered.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +17,12 @@ use super::chap::Account;
 use super::disk::Disk;
 use super::faults::Faults;
 use super::keys::Settings;
-use super::link::Ended;
+use super::link::{Ended, Link};
+use super::login::Entered;
 use super::pdu::Pdu;
-use super::scsi::Sense;
+use super::portals::Group;
+use super::reserve::{Nexus, Reservations};
+use super::scsi::{Answer, Sense};
 use super::tap::Wire;
 
 /// A target to be exported: a name, who may log in, and its disks.
@@ -79,6 +83,8 @@ pub struct SessionInfo {
     pub isid: [u8; 6],
     /// The target's part.
     pub tsih: u16,
+    /// The tag of the portal group that it came by.
+    pub portal_group: u16,
 }
 
 /// An export in use.
@@ -123,8 +129,11 @@ impl Live {
 #[derive(Debug)]
 pub(super) struct Unit {
     pub(super) disk: Disk,
-    /// Unit attentions in order; a session remembers how far it has seen.
-    events: Mutex<Vec<Sense>>,
+    /// Unit attentions in order, for all or for one; a session remembers how far it has seen.
+    events: Mutex<Vec<(Option<Nexus>, Sense)>>,
+    /// Whether the reservations must be looked at.
+    reserved: AtomicBool,
+    reservations: Mutex<Reservations>,
 }
 
 impl Unit {
@@ -132,15 +141,50 @@ impl Unit {
         Self {
             disk,
             events: Mutex::new(Vec::new()),
+            reserved: AtomicBool::new(false),
+            reservations: Mutex::default(),
         }
     }
 
     pub(super) fn announce(&self, sense: Sense) {
-        lock(&self.events).push(sense);
+        lock(&self.events).push((None, sense));
     }
 
-    pub(super) fn event(&self, index: usize) -> Option<Sense> {
-        lock(&self.events).get(index).copied()
+    /// The next unit attention for a nexus; what is not for it is passed over.
+    pub(super) fn event(&self, seen: &mut usize, nexus: &Nexus) -> Option<Sense> {
+        let events = lock(&self.events);
+        while let Some((whom, sense)) = events.get(*seen) {
+            if whom.as_ref().is_none_or(|whom| whom == nexus) {
+                return Some(*sense);
+            }
+            *seen += 1;
+        }
+        None
+    }
+
+    pub(super) fn conflicts(&self, nexus: &Nexus, cdb: &[u8; 16]) -> bool {
+        self.reserved.load(Ordering::Relaxed) && self.reservations().conflicts(nexus, cdb)
+    }
+
+    pub(super) fn reservations(&self) -> MutexGuard<'_, Reservations> {
+        lock(&self.reservations)
+    }
+
+    /// PERSISTENT RESERVE OUT.
+    pub(super) fn reserve(&self, nexus: &Nexus, cdb: &[u8; 16], data: &[u8]) -> Answer {
+        let mut reservations = self.reservations();
+        let (answer, told) = reservations.write(nexus, cdb, data);
+        self.reserved
+            .store(reservations.is_held(), Ordering::Relaxed);
+        let told = told.into_iter().map(|(nexus, sense)| (Some(nexus), sense));
+        lock(&self.events).extend(told);
+        answer
+    }
+
+    /// As after a power cycle.
+    pub(super) fn forget_reservations(&self) {
+        *self.reservations() = Reservations::default();
+        self.reserved.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn events(&self) -> usize {
@@ -153,20 +197,78 @@ impl Unit {
 pub(super) enum Order {
     /// A PDU as it is; numbered like an answer if told so.
     Send { pdu: Box<Pdu>, numbered: bool },
-    /// A NOP-In that wants an answer.
-    Ping,
-    /// Asynchronous message 1: log out within so many seconds.
-    LogoutRequest(u16),
+    /// A NOP-In that wants an answer, with LUN and data.
+    Ping([u8; 8], Vec<u8>),
+    /// An asynchronous message, and what it announces.
+    Async(Box<Pdu>),
     /// A NOP-In that only tells the window.
     Window,
+    /// Carry out what is held.
+    Release,
+    /// Another session ended the tasks of a LUN.
+    AbortLun([u8; 8]),
+    /// Another session ended all tasks.
+    AbortAll,
+    /// Another session reset the target.
+    Close,
+}
+
+/// Tag, LUN and data of a NOP-In that wants an answer.
+type Ping = (u32, [u8; 8], Vec<u8>);
+
+/// A write whose session is gone and that will land all the same.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    pub(super) unit: Arc<Unit>,
+    pub(super) cdb: [u8; 16],
+    pub(super) data: Vec<u8>,
+}
+
+/// A number that can be waited for.
+#[derive(Debug, Default)]
+pub(super) struct Counter {
+    value: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Counter {
+    pub(super) fn add(&self, count: u64) {
+        *lock(&self.value) += count;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn value(&self) -> u64 {
+        *lock(&self.value)
+    }
+
+    /// Blocks until it is `least` or more; false if it is not within 10 s.
+    pub(super) fn wait(&self, least: u64) -> bool {
+        let guard = lock(&self.value);
+        let wait = Duration::from_secs(10);
+        let waited = self
+            .changed
+            .wait_timeout_while(guard, wait, |value| *value < least);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 >= least
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     info: SessionInfo,
     orders: mpsc::Sender<Order>,
+    joins: mpsc::Sender<(Link, Entered)>,
+    /// CIDs of all connections that it had.
+    cids: Vec<u16>,
+    connections_max: u16,
     cancel: CancellationToken,
     ended: CancellationToken,
+}
+
+/// Why a connection may not join a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JoinRefused {
+    NoSession,
+    TooMany,
 }
 
 #[derive(Debug)]
@@ -174,29 +276,39 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) faults: Faults,
     pub(super) wire: Arc<Wire>,
-    pub(super) portal: String,
+    pub(super) groups: Vec<Group>,
+    connections: AtomicU64,
     pub(super) logins: AtomicU64,
     pub(super) pongs: AtomicU64,
     pub(super) stop: CancellationToken,
     exports: Mutex<BTreeMap<String, Arc<Live>>>,
     sessions: Mutex<Vec<Entry>>,
     violations: Mutex<Vec<String>>,
+    orphans: Mutex<Vec<Orphan>>,
+    /// Pings that wait for an answer: tag, LUN, data.
+    pings: Mutex<Vec<Ping>>,
+    /// How many tasks were ever held.
+    pub(super) held: Counter,
     tsih: AtomicU16,
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings, portal: String, wire: Arc<Wire>) -> Self {
+    pub(super) fn new(settings: Settings, groups: Vec<Group>, wire: Arc<Wire>) -> Self {
         Self {
             settings,
             faults: Faults::default(),
             wire,
-            portal,
+            groups,
+            connections: AtomicU64::new(0),
             logins: AtomicU64::new(0),
             pongs: AtomicU64::new(0),
             stop: CancellationToken::new(),
             exports: Mutex::new(BTreeMap::new()),
             sessions: Mutex::new(Vec::new()),
             violations: Mutex::new(Vec::new()),
+            orphans: Mutex::new(Vec::new()),
+            pings: Mutex::new(Vec::new()),
+            held: Counter::default(),
             tsih: AtomicU16::new(0),
         }
     }
@@ -254,9 +366,129 @@ impl Shared {
         }
     }
 
+    /// An order to each session but those of one initiator port.
+    pub(super) fn order_others(&self, order: &Order, nexus: &Nexus) {
+        for entry in &*lock(&self.sessions) {
+            if (entry.info.initiator.as_str(), entry.info.isid) != (nexus.0.as_str(), nexus.1) {
+                let _ = entry.orders.try_send(order.clone());
+            }
+        }
+    }
+
+    /// Whether a connection may join a session, by the names on its login.
+    pub(super) fn may_join(
+        &self,
+        nexus: (&str, [u8; 6]),
+        group: usize,
+        tsih: u16,
+        cid: u16,
+    ) -> Result<(), JoinRefused> {
+        let sessions = lock(&self.sessions);
+        let entry = sessions
+            .iter()
+            .find(|entry| {
+                entry.info.tsih == tsih
+                    && (entry.info.initiator.as_str(), entry.info.isid) == nexus
+                    && entry.info.portal_group == self.groups[group].tag
+            })
+            .ok_or(JoinRefused::NoSession)?;
+        let known = entry.cids.contains(&cid);
+        if !known && entry.cids.len() >= usize::from(entry.connections_max) {
+            return Err(JoinRefused::TooMany);
+        }
+        Ok(())
+    }
+
+    /// Hands a connection to the session that it joins.
+    pub(super) async fn join(&self, link: Link, entered: Entered) {
+        let joins = lock(&self.sessions)
+            .iter_mut()
+            .find(|entry| Some(entry.info.tsih) == entered.joins)
+            .map(|entry| {
+                if !entry.cids.contains(&entered.cid) {
+                    entry.cids.push(entered.cid);
+                }
+                entry.joins.clone()
+            });
+        if let Some(joins) = joins {
+            let _ = joins.send((link, entered)).await;
+        }
+    }
+
+    /// A connection left a session.
+    pub(super) fn part(&self, tsih: u16, cid: u16) {
+        for entry in &mut *lock(&self.sessions) {
+            if entry.info.tsih == tsih {
+                entry.cids.retain(|known| *known != cid);
+            }
+        }
+    }
+
+    pub(super) fn orphan(&self, orphan: Orphan) {
+        lock(&self.orphans).push(orphan);
+    }
+
+    /// Lets late writes land.
+    pub(super) fn land_orphans(&self) -> usize {
+        let orphans = std::mem::take(&mut *lock(&self.orphans));
+        let count = orphans.len();
+        for orphan in orphans {
+            orphan.land();
+        }
+        count
+    }
+
+    pub(super) fn pinged(&self, tag: u32, lun: [u8; 8], data: &[u8]) {
+        lock(&self.pings).push((tag, lun, data.to_vec()));
+    }
+
+    /// Whether a NOP-Out answers a ping of ours: RFC 7143 §11.18 wants tag and LUN back.
+    pub(super) fn answer_ping(&self, pdu: &Pdu) -> bool {
+        let mut pings = lock(&self.pings);
+        let found = pings.iter().position(|(tag, lun, data)| {
+            let echoed = pdu.data.is_empty() || pdu.data == *data;
+            *tag == pdu.ttt() && *lun == pdu.lun_bytes() && echoed
+        });
+        found.map(|index| pings.swap_remove(index)).is_some()
+    }
+
+    /// All portals as `SendTargets` tells them.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        let groups = self.groups.iter();
+        groups
+            .map(|group| format!("{},{}", group.address, group.tag))
+            .collect()
+    }
+
+    /// The tag of a group, if there are several.
+    pub(super) fn port(&self, group: usize) -> Option<u16> {
+        (self.groups.len() > 1).then(|| self.groups[group].tag)
+    }
+
+    /// The number of a new connection, from 1.
+    pub(super) fn count_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// All disks.
+    pub(super) fn units(&self) -> Vec<Arc<Unit>> {
+        let exports = lock(&self.exports);
+        let units = exports.values().flat_map(|live| {
+            let luns = lock(&live.luns);
+            luns.values().cloned().collect::<Vec<_>>()
+        });
+        units.collect()
+    }
+
     /// Enters a session; it leaves when the place is dropped.
-    pub(super) fn enter(self: &Arc<Self>, info: SessionInfo) -> Place {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        info: SessionInfo,
+        cid: u16,
+        connections_max: u16,
+    ) -> Place {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let (joins_sender, joins) = mpsc::channel(ORDERS_MAX);
         let cancel = self.stop.child_token();
         let ended = CancellationToken::new();
         self.logins.fetch_add(1, Ordering::Relaxed);
@@ -264,6 +496,9 @@ impl Shared {
         lock(&self.sessions).push(Entry {
             info,
             orders: sender,
+            joins: joins_sender,
+            cids: vec![cid],
+            connections_max,
             cancel: cancel.clone(),
             ended: ended.clone(),
         });
@@ -271,17 +506,20 @@ impl Shared {
             shared: Arc::clone(self),
             tsih,
             orders,
+            joins,
             cancel,
             ended,
         }
     }
 
-    pub(super) async fn reinstate(&self, initiator: &str, isid: [u8; 6], iqn: &str) {
+    pub(super) async fn reinstate(&self, initiator: &str, isid: [u8; 6], iqn: &str, tag: u16) {
         let old: Vec<_> = lock(&self.sessions)
             .iter()
             .filter(|entry| {
                 entry.info.initiator == initiator
                     && entry.info.isid == isid
+                    // RFC 7143 §4.4.1: another portal group is another target port.
+                    && entry.info.portal_group == tag
                     && entry.info.target.as_deref() == Some(iqn)
             })
             .map(|entry| (entry.cancel.clone(), entry.ended.clone()))
@@ -331,6 +569,7 @@ pub(super) struct Place {
     shared: Arc<Shared>,
     tsih: u16,
     pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) joins: mpsc::Receiver<(Link, Entered)>,
     pub(super) cancel: CancellationToken,
     ended: CancellationToken,
 }

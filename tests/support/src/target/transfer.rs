@@ -9,7 +9,8 @@
 
 use std::collections::VecDeque;
 
-use super::pdu::{FINAL, NO_TAG, Pdu, header, lun_number, op, set_word};
+use super::held::{Job, Late};
+use super::pdu::{FINAL, NO_TAG, Pdu, header, op, set_word};
 use super::scsi::{self, Answer};
 use super::session::Session;
 use super::shared::Unit;
@@ -39,15 +40,7 @@ impl Transfers {
         before != self.tasks.len()
     }
 
-    pub(super) fn abort_lun(&mut self, lun: [u8; 8]) {
-        self.abort_where(|task| task.lun == lun);
-    }
-
-    pub(super) fn abort_all(&mut self) {
-        self.abort_where(|_| true);
-    }
-
-    fn abort_where(&mut self, which: impl Fn(&Task) -> bool) {
+    pub(super) fn abort_where(&mut self, which: impl Fn(&Task) -> bool) {
         let tags: Vec<u32> = self
             .tasks
             .iter()
@@ -67,11 +60,16 @@ impl Transfers {
     }
 }
 
+/// A command that takes data.
 #[derive(Debug)]
-struct Task {
-    itt: u32,
-    lun: [u8; 8],
-    cdb: [u8; 16],
+pub(super) struct Task {
+    /// The connection that it belongs to.
+    pub(super) at: usize,
+    pub(super) itt: u32,
+    pub(super) lun: [u8; 8],
+    pub(super) cdb: [u8; 16],
+    /// When it is carried out, if not at once.
+    late: Option<Late>,
     /// What the command would take.
     planned: usize,
     /// What the initiator expects to transfer.
@@ -97,49 +95,55 @@ struct R2t {
 
 impl Session {
     /// An answer without data from the medium; its own data goes as Data-In.
-    pub(super) fn answer(&mut self, pdu: &Pdu, answer: &Answer) {
+    pub(super) fn answer(&mut self, at: usize, pdu: &Pdu, answer: &Answer) {
         self.note_stray_data(pdu);
         if answer.data.is_empty() || answer.status != scsi::GOOD {
             let residual = expected(pdu);
-            return self.respond(pdu.itt(), answer, 0, residual, 0);
+            return self.respond(at, pdu.itt(), answer, 0, residual, 0);
         }
-        self.send_data(pdu, answer.data.len(), |at, space| {
-            space.copy_from_slice(&answer.data[at..at + space.len()]);
+        self.send_data(at, pdu, answer.data.len(), |from, space| {
+            space.copy_from_slice(&answer.data[from..from + space.len()]);
         });
     }
 
-    pub(super) fn read(&mut self, pdu: &Pdu, unit: &Unit, at: u64, bytes: usize) {
+    /// Data of the medium, from a byte on.
+    pub(super) fn read(&mut self, at: usize, pdu: &Pdu, unit: &Unit, from: u64, bytes: usize) {
         self.note_stray_data(pdu);
         if bytes == 0 {
-            return self.respond(pdu.itt(), &Answer::good(Vec::new()), 0, expected(pdu), 0);
+            let nothing = Answer::good(Vec::new());
+            return self.respond(at, pdu.itt(), &nothing, 0, expected(pdu), 0);
         }
-        self.send_data(pdu, bytes, |offset, space| {
-            let at = at + u64::try_from(offset).unwrap_or(0);
-            unit.disk.read(at, space).expect("the store can be read");
+        self.send_data(at, pdu, bytes, |offset, space| {
+            let from = from + u64::try_from(offset).unwrap_or(0);
+            unit.disk.read(from, space).expect("the store can be read");
         });
     }
 
     /// A command that wants data: what came along, then R2Ts for the rest.
-    pub(super) fn take(&mut self, pdu: &Pdu, cdb: &[u8; 16], planned: usize) {
+    pub(super) fn take(
+        &mut self,
+        at: usize,
+        pdu: &Pdu,
+        cdb: &[u8; 16],
+        planned: usize,
+        late: Option<Late>,
+    ) {
         let expected = if pdu.flags() & WRITE == 0 {
             0
         } else {
             size(pdu.expected())
         };
-        self.check_unsolicited(pdu, expected);
+        self.check_unsolicited(at, pdu, expected);
         if scsi::wants_all(cdb[0]) && expected != planned {
             self.transfers.end(pdu.itt());
-            return self.respond(
-                pdu.itt(),
-                &Answer::check(scsi::INVALID_FIELD),
-                0,
-                expected,
-                0,
-            );
+            let refusal = Answer::check(scsi::INVALID_FIELD);
+            return self.respond(at, pdu.itt(), &refusal, 0, expected, 0);
         }
         let wanted = planned.min(expected);
         let came = pdu.data.len().min(wanted);
         let mut task = Task {
+            at,
+            late,
             itt: pdu.itt(),
             lun: pdu.lun_bytes(),
             cdb: *cdb,
@@ -154,7 +158,7 @@ impl Session {
         };
         if came == wanted && pdu.is_final() {
             // All data is here: straight from the receive buffer to the disk.
-            return self.finish(&task, &pdu.data[..came]);
+            return self.complete(task, &pdu.data[..came]);
         }
         task.data = vec![0; wanted];
         task.data[..came].copy_from_slice(&pdu.data[..came]);
@@ -162,7 +166,7 @@ impl Session {
         self.go_on(self.transfers.tasks.len() - 1);
     }
 
-    pub(super) fn on_data_out(&mut self, pdu: &Pdu) {
+    pub(super) fn on_data_out(&mut self, at: usize, pdu: &Pdu) {
         let Some(index) = self
             .transfers
             .tasks
@@ -172,13 +176,16 @@ impl Session {
             if pdu.ttt() != NO_TAG && !self.transfers.ended.contains(&pdu.itt()) {
                 self.broke(format!("Data-Out for no task, tag {:#x}", pdu.itt()));
                 // RFC 7143 §11.17.1: invalid PDU field.
-                self.reject(pdu, 9);
+                self.reject(at, pdu, 9);
             }
             return;
         };
+        let first_burst = size(self.on(at).agreed.first_burst);
         let task = &mut self.transfers.tasks[index];
-        let wrong = if pdu.ttt() == NO_TAG {
-            let first_burst = size(self.entered.agreed.first_burst);
+        let wrong = if task.at != at {
+            // RFC 7143 §4.2.5.1: all of a task goes over one connection.
+            Err("Data-Out on another connection than its command".into())
+        } else if pdu.ttt() == NO_TAG {
             unsolicited(task, pdu, first_burst)
         } else {
             solicited(task, pdu)
@@ -189,7 +196,8 @@ impl Session {
             let task = self.transfers.tasks.swap_remove(index);
             self.transfers.end(task.itt);
             let answer = Answer::check(scsi::PROTOCOL_CRC);
-            self.respond(task.itt, &answer, 0, task.expected - task.got, task.r2t_sn);
+            let missing = task.expected - task.got;
+            self.respond(task.at, task.itt, &answer, 0, missing, task.r2t_sn);
             return;
         }
         self.go_on(index);
@@ -202,13 +210,13 @@ impl Session {
             return;
         }
         if task.got == task.data.len() && task.r2ts.is_empty() {
-            let task = self.transfers.tasks.swap_remove(index);
-            return self.finish(&task, &task.data);
+            let mut task = self.transfers.tasks.swap_remove(index);
+            let data = std::mem::take(&mut task.data);
+            return self.complete(task, &data);
         }
-        let (most, burst) = (
-            size(self.entered.agreed.outstanding_r2t),
-            size(self.entered.agreed.max_burst),
-        );
+        let slot = task.at;
+        let agreed = &self.on(slot).agreed;
+        let (most, burst) = (size(agreed.outstanding_r2t), size(agreed.max_burst));
         while self.transfers.tasks[index].r2ts.len() < most {
             let tag = self.tag();
             let task = &mut self.transfers.tasks[index];
@@ -232,28 +240,39 @@ impl Session {
             set_word(&mut bhs, 44, word(bytes));
             task.r2t_sn += 1;
             // RFC 7143 §11.8: an R2T tells StatSN and does not take it.
-            self.stamp(&mut bhs);
-            self.link.push(bhs, &[]);
+            self.stamp(slot, &mut bhs, false);
+            self.on(slot).link.push(bhs, &[]);
         }
     }
 
-    fn finish(&mut self, task: &Task, data: &[u8]) {
-        let unit = lun_number(task.lun).and_then(|lun| {
-            self.entered
-                .export
-                .as_ref()
-                .and_then(|export| export.unit(lun))
-        });
-        let answer = unit.map_or_else(
+    /// All data is here: now, or later if a fault says so.
+    fn complete(&mut self, task: Task, data: &[u8]) {
+        match task.late {
+            None => self.finish(&task, data),
+            Some(late) => self.hold(late, Job::Write(Box::new(task), data.to_vec())),
+        }
+    }
+
+    pub(super) fn finish(&mut self, task: &Task, data: &[u8]) {
+        let answer = self.unit(task.lun).map_or_else(
             || Answer::check(scsi::NO_SUCH_LUN),
-            |unit| scsi::finish(&unit.disk, &task.cdb, data),
+            |unit| match task.cdb[0] {
+                scsi::op::PERSISTENT_RESERVE_OUT => unit.reserve(&self.nexus, &task.cdb, data),
+                _ => scsi::finish(&unit.disk, &task.cdb, data),
+            },
         );
         let over = task.planned.saturating_sub(task.expected);
         let under = task.expected.saturating_sub(task.planned);
-        self.respond(task.itt, &answer, over, under, task.r2t_sn);
+        self.respond(task.at, task.itt, &answer, over, under, task.r2t_sn);
     }
 
-    fn send_data(&mut self, pdu: &Pdu, bytes: usize, mut fill: impl FnMut(usize, &mut [u8])) {
+    fn send_data(
+        &mut self,
+        slot: usize,
+        pdu: &Pdu,
+        bytes: usize,
+        mut fill: impl FnMut(usize, &mut [u8]),
+    ) {
         let expected = if pdu.flags() & READ == 0 {
             0
         } else {
@@ -264,8 +283,8 @@ impl Session {
             bytes.saturating_sub(expected),
             expected.saturating_sub(bytes),
         );
-        let segment = size(self.entered.agreed.their_segment_bytes);
-        let burst = size(self.entered.agreed.max_burst);
+        let agreed = &self.on(slot).agreed;
+        let (segment, burst) = (size(agreed.their_segment_bytes), size(agreed.max_burst));
         let with_status = self.shared.settings.status_in_data;
         let mut at = 0;
         let mut data_sn = 0;
@@ -281,38 +300,48 @@ impl Session {
             if last && with_status {
                 bhs[1] |= STATUS | residual_flags(over, under);
                 set_word(&mut bhs, 44, word(over.max(under)));
-                self.stamp(&mut bhs);
-                self.stat_sn = self.stat_sn.wrapping_add(1);
+                self.stamp(slot, &mut bhs, true);
             } else {
                 self.stamp_window(&mut bhs);
             }
-            self.link.push_with(bhs, length, |space| fill(at, space));
+            let link = &mut self.on(slot).link;
+            link.push_with(bhs, length, |space| fill(at, space));
             at += length;
             data_sn += 1;
         }
         if total == 0 || !with_status {
-            self.respond(pdu.itt(), &Answer::good(Vec::new()), over, under, data_sn);
+            let good = Answer::good(Vec::new());
+            self.respond(slot, pdu.itt(), &good, over, under, data_sn);
         }
     }
 
     /// A SCSI Response PDU.
-    fn respond(&mut self, itt: u32, answer: &Answer, over: usize, under: usize, exp_data_sn: u32) {
+    fn respond(
+        &mut self,
+        at: usize,
+        itt: u32,
+        answer: &Answer,
+        over: usize,
+        under: usize,
+        exp_data_sn: u32,
+    ) {
         let mut bhs = header(op::SCSI_RESPONSE, itt);
         bhs[1] |= residual_flags(over, under);
         bhs[3] = answer.status;
         set_word(&mut bhs, 36, exp_data_sn);
         set_word(&mut bhs, 44, word(over.max(under)));
         let mut data = Vec::new();
-        if let Some(sense) = answer.sense {
+        if answer.sense.is_some() {
+            let sense = answer.sense_bytes(self.shared.settings.descriptor_sense);
             // RFC 7143 §11.4.7: two bytes of length before the sense data.
-            data.extend([0, 18]);
-            data.extend(sense.bytes());
+            data.extend(u16::try_from(sense.len()).unwrap_or(0).to_be_bytes());
+            data.extend(sense);
         }
-        self.send(bhs, &data);
+        self.send(at, bhs, &data);
     }
 
-    fn check_unsolicited(&self, pdu: &Pdu, expected: usize) {
-        let agreed = &self.entered.agreed;
+    fn check_unsolicited(&mut self, at: usize, pdu: &Pdu, expected: usize) {
+        let agreed = self.on(at).agreed.clone();
         if !pdu.data.is_empty() && !agreed.immediate_data {
             self.broke("immediate data although ImmediateData=No".into());
         }

@@ -260,6 +260,27 @@ fn close_after_a_logout_is_no_failure_and_any_other_is_one() {
 
     let end = script.session.handle_closed(0);
     assert!(matches!(end, Err(SessionError::Lost { .. })), "{end:?}");
+
+    // A session's logout closes the other connections too, maybe before its answer is here.
+    let mut script = Script::of(2);
+    script.session.handle_logout();
+    script.logout_on(0);
+    script.session.handle_closed(1).unwrap();
+    let end = script.logout_response();
+    assert!(matches!(end, Err(SessionError::LoggedOut)), "{end:?}");
+}
+
+// F29: RFC 7143 §11.14
+#[test]
+fn nothing_new_leaves_after_a_logout_and_its_silence_ends_the_session() {
+    let mut script = Script::new();
+    script.session.handle_logout();
+    script.logout_on(0);
+    script.submit(Direction::None);
+    let begin = script.now;
+    let end = script.wait(100);
+    assert!(matches!(end, Err(SessionError::Silent { .. })), "{end:?}");
+    assert_eq!(script.now - begin, 15 * SECOND);
 }
 
 // F26: RFC 7143 §11.9.1, codes 2 and 3

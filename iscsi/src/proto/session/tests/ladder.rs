@@ -207,6 +207,8 @@ fn rejected_functions_are_answered_functions() {
     script
         .reject(RejectReason::PROTOCOL_ERROR, &reset.emit())
         .unwrap();
+    // The Reject itself was acknowledged.
+    script.drain();
     let Err(SessionError::Unanswered { attempts, .. }) = script.wait(1) else {
         panic!("the session ends")
     };
