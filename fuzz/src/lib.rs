@@ -18,7 +18,7 @@ use iscsi::proto::discovery::{Discovery, DiscoveryStep};
 use iscsi::proto::login::{Established, Login, LoginStep};
 use iscsi::proto::negotiation::{Negotiation, Role};
 use iscsi::proto::session::{Direction, Event, Placement, Session, Settings};
-use iscsi::proto::{ChapAlgorithm, ChapCredentials, Isid, Offers, Secret, SessionParams};
+use iscsi::proto::{ChapAlgorithm, ChapCredentials, Isid, Offers, Secret, SessionParams, Timeouts};
 use iscsi::scsi::mode::ModeParameters;
 use iscsi::scsi::reservation::{Capabilities, FullStatus, Keys, Reservation};
 use iscsi::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Provisioning};
@@ -27,7 +27,9 @@ use iscsi::scsi::{
     lba_status,
 };
 use iscsi::wire::header::{ResponseNumbers, ahs_bytes, data_segment_bytes};
+use iscsi::wire::logout::LogoutReason;
 use iscsi::wire::serial::{CmdSn, StatSn};
+use iscsi::wire::task_management::TaskManagementFunction;
 use iscsi::wire::{BHS_BYTES, Bhs, FromTarget, binary, text_keys};
 
 /// A target's name and its body.
@@ -45,6 +47,7 @@ pub const TARGETS: [Target; 11] = [
     ("sendtargets", sendtargets),
     ("sense", sense),
     ("session", session),
+    ("session_in_time", session_in_time),
     ("text_keys", text_keys),
 ];
 
@@ -158,39 +161,140 @@ pub fn sendtargets(data: &[u8]) {
 }
 
 /// A target's side of a session with a read and a write under way. The initiator task tag 0 or 1 of the input stands
-/// for the tag of the read or the write: a fuzzer does not guess 32 bits.
+/// for the tag of the read or the write, 2 for that of our last ping or function: a fuzzer does not guess 32 bits.
 pub fn session(data: &[u8]) {
+    run_session(data, 1, 0);
+}
+
+/// The same over several connections and in time. A byte before each PDU says on which connection it comes (its two
+/// lowest bits), how much time passes before (the next four, in quarters of a minute), and what the owner does: the
+/// highest bits are a reset of the LUN and the end of a connection.
+pub fn session_in_time(data: &[u8]) {
+    run_session(data, 3, 1);
+}
+
+fn run_session(data: &[u8], connections: u16, prefix: usize) {
     let begin = Instant::now();
-    let settings = Settings {
-        tasks: 4,
-        noop_interval: Duration::from_secs(5),
-        noop_timeout: Duration::from_secs(10),
-    };
-    let mut session = Session::new(&established(Role::Leading), settings, begin);
-    let read = Cdb::read_16(Lba(0), Blocks(READ_BYTES / 512)).0;
-    let write = Cdb::write_16(Lba(0), Blocks(WRITE_BYTES / 512), false).0;
-    let lun = LunAddress::from_number(1).0;
-    let slots = [
-        session.submit(lun, read, Direction::Read(READ_BYTES)),
-        session.submit(lun, write, Direction::Write(WRITE_BYTES)),
-    ];
-    let mut tags = Vec::new();
-    let mut ended = 0;
-    for (mut bhs, segment) in Pdus(data) {
-        while let Some(transmit) = session.poll_transmit() {
-            // Opcode 01h: a SCSI command.
-            if transmit.header[0] & 0x3F == 0x01 {
-                tags.push(transmit.header[ITT].to_vec());
-            }
-        }
-        if let [0, 0, 0, which @ (0 | 1)] = bhs[ITT]
-            && let Some(tag) = tags.get(usize::from(which))
-        {
-            bhs[ITT].copy_from_slice(tag);
-        }
-        let Ok(placement) = session.handle_header(&bhs, begin) else {
+    let mut run = Run::new(connections, begin);
+    let mut rest = data;
+    while rest.len() > prefix {
+        let choice = if prefix == 0 { 0 } else { rest[0] };
+        let mut pdus = Pdus(&rest[prefix..]);
+        let Some((bhs, segment)) = pdus.next() else {
             return;
         };
+        rest = pdus.0;
+        if run.pass_time(choice).is_none() || run.take(choice, bhs, segment).is_none() {
+            return;
+        }
+    }
+}
+
+/// A session, and what the fuzzer knows of it.
+struct Run {
+    session: Session,
+    now: Instant,
+    /// The slots of the read and the write.
+    slots: [Option<u16>; 2],
+    /// Tags of the read, the write, and the last control PDU.
+    tags: [Option<[u8; 4]>; 3],
+    ended: usize,
+    open: [bool; 3],
+}
+
+impl Run {
+    fn new(connections: u16, now: Instant) -> Self {
+        let settings = Settings {
+            tasks: 4,
+            noop_interval: Duration::from_secs(5),
+            noop_timeout: Duration::from_secs(10),
+            timeouts: Timeouts::default(),
+        };
+        let mut session = Session::new(&established(Role::Leading), settings, now);
+        for _ in 1..connections {
+            session.join(&established(Role::Further), now);
+        }
+        let read = Cdb::read_16(Lba(0), Blocks(READ_BYTES / 512)).0;
+        let write = Cdb::write_16(Lba(0), Blocks(WRITE_BYTES / 512), false).0;
+        let lun = LunAddress::from_number(1).0;
+        let slots = [
+            session.submit(lun, read, Direction::Read(READ_BYTES)),
+            session.submit(lun, write, Direction::Write(WRITE_BYTES)),
+        ];
+        let mut run = Self {
+            session,
+            now,
+            slots,
+            tags: [None; 3],
+            ended: 0,
+            open: std::array::from_fn(|cid| cid < usize::from(connections)),
+        };
+        run.transmit();
+        run
+    }
+
+    /// Takes what leaves, on the last connection first, so that tasks are not all on the leading one.
+    fn transmit(&mut self) {
+        for cid in (0..3_u16).rev() {
+            if !self.open[usize::from(cid)] {
+                continue;
+            }
+            for _ in 0..PDUS_MAX {
+                let Some(transmit) = self.session.poll_transmit(cid) else {
+                    break;
+                };
+                let tag = transmit.header.get(ITT).and_then(|tag| tag.try_into().ok());
+                match transmit.header[0] & 0x3F {
+                    0x01 if self.tags[0].is_none() => self.tags[0] = tag,
+                    0x01 => self.tags[1] = tag,
+                    0x00 | 0x02 | 0x06 => self.tags[2] = tag,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// `None` if the session is over.
+    fn pass_time(&mut self, choice: u8) -> Option<()> {
+        self.now += Duration::from_secs(15) * u32::from(choice >> 2 & 0x0F);
+        let lun = LunAddress::from_number(1).0;
+        if choice & 0x80 != 0 {
+            let _ = self.session.handle_task_management(
+                TaskManagementFunction::LOGICAL_UNIT_RESET,
+                lun,
+                None,
+            );
+        }
+        if choice & 0x40 != 0 {
+            let cid = u16::from(choice & 3);
+            let _ = self
+                .session
+                .handle_connection_logout(cid, LogoutReason::CLOSE_CONNECTION);
+        }
+        for _ in 0..STEPS_MAX {
+            self.session.handle_timeout(self.now).ok()?;
+            self.events();
+            self.transmit();
+        }
+        // A deadline that stays in the past would keep a driver busy for ever.
+        let due = self.session.poll_timeout();
+        assert!(due.is_none_or(|due| due > self.now));
+        Some(())
+    }
+
+    /// `None` if the session is over.
+    fn take(&mut self, choice: u8, mut bhs: Bhs, segment: &[u8]) -> Option<()> {
+        let cid = u16::from(choice & 3);
+        if !self.open.get(usize::from(cid)).copied().unwrap_or(false) {
+            return Some(());
+        }
+        if let [0, 0, 0, which @ 0..=2] = bhs[ITT]
+            && let Some(tag) = self.tags[usize::from(which)]
+        {
+            bhs[ITT].copy_from_slice(&tag);
+        }
+        self.session.handle_heard(cid, self.now);
+        let placement = self.session.handle_header(cid, &bhs, self.now).ok()?;
         let own = match placement {
             Placement::Task {
                 slot,
@@ -198,19 +302,35 @@ pub fn session(data: &[u8]) {
                 bytes,
                 ..
             } => {
-                assert_eq!(Some(slot), slots[0], "data comes for the read only");
+                assert_eq!(Some(slot), self.slots[0], "data comes for the read only");
                 assert!(u64::from(offset) + u64::from(bytes) <= u64::from(READ_BYTES));
                 &[][..]
             }
             Placement::Own { .. } => segment,
         };
-        match session.handle_segment(own) {
-            Ok(Some(Event::Completed(_))) => {
-                ended += 1;
-                assert!(ended <= 2, "a command ended twice");
+        let event = self.session.handle_segment(cid, own).ok()?;
+        if let Some(event) = event {
+            self.note(&event);
+        }
+        self.events();
+        self.transmit();
+        Some(())
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            self.note(&event);
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Completed(_) => {
+                self.ended += 1;
+                assert!(self.ended <= 2, "a command ended twice");
             }
-            Ok(_) => {}
-            Err(_) => return,
+            Event::ConnectionClosed { cid } => self.open[usize::from(*cid)] = false,
+            Event::FunctionEnded { .. } | Event::Told(_) => {}
         }
     }
 }
@@ -493,6 +613,10 @@ fn established(role: Role) -> Established {
 
 /// Where every header has its initiator task tag.
 const ITT: std::ops::Range<usize> = 16..20;
+/// More than can be due at one time: a ping, a step of the ladder, a logout.
+const STEPS_MAX: usize = 4;
+/// More than any state of the session can have ready to leave.
+const PDUS_MAX: usize = 4096;
 /// What stands for the random bytes of a login with mutual CHAP.
 const CHANCE: [u8; CHANCE_BYTES] = *b"Irandom-challenge";
 const READ_BYTES: u32 = 8192;

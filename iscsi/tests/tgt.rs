@@ -15,6 +15,7 @@ use iscsi::proto::{
 };
 use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress, SenseKey, Status};
 use iscsi::wire::login::LoginStatus;
+use iscsi::wire::task_management::{TaskManagementFunction, TaskManagementOutcome};
 use support::tgt::Tgtd;
 
 const IQN: &str = "iqn.2026-11.test:disk";
@@ -381,6 +382,58 @@ async fn all_combinations_of_immediate_and_unsolicited_data_write_the_same() {
         }
         driver.logout().await.unwrap();
     }
+}
+
+// L15, E1, E2: a stranger's CRC32C
+#[tokio::test]
+async fn digests_of_header_and_data_agree_with_tgt() {
+    let policies = [DigestPolicy::None, DigestPolicy::Require];
+    for header in policies {
+        for data in policies {
+            let tgtd = target_with_disk();
+            set(&tgtd, "HeaderDigest", "CRC32C,None");
+            set(&tgtd, "DataDigest", "CRC32C,None");
+            let mut params = params(&tgtd, IQN);
+            params.offers.header_digest = header;
+            params.offers.data_digest = data;
+            let mut driver = connect(&params).await;
+            let agreed = driver.agreed();
+            assert_eq!(agreed.header_digest, header == DigestPolicy::Require);
+            assert_eq!(agreed.data_digest, data == DigestPolicy::Require);
+            for (round, size) in [BLOCK, 8192, 66_048, 1 << 20, 4 << 20]
+                .into_iter()
+                .enumerate()
+            {
+                write_and_compare(&mut driver, 0, pattern(size, round)).await;
+            }
+            // 1 and 3 bytes: the digest covers the padding.
+            for bytes in [1, 3] {
+                let buffer = Data::In(BytesMut::zeroed(usize::from(bytes)));
+                let few = run(&mut driver, Cdb::inquiry(bytes), buffer).await;
+                assert_eq!(
+                    (few.status, few.transferred),
+                    (Status::GOOD, u32::from(bytes))
+                );
+            }
+            driver.logout().await.unwrap();
+        }
+    }
+}
+
+// F31, F33
+#[tokio::test]
+async fn tgt_answers_task_management() {
+    let tgtd = target_with_disk();
+    let mut driver = connect(&params(&tgtd, IQN)).await;
+    let lun = LunAddress::from_number(1);
+    let reset = TaskManagementFunction::LOGICAL_UNIT_RESET;
+    let outcome = driver.task_management(reset, lun, None).await.unwrap();
+    assert_eq!(outcome, TaskManagementOutcome::COMPLETE);
+    // RFC 7143 §11.5.1: the reset is told to whoever asks next
+    let told = run(&mut driver, Cdb::test_unit_ready(), Data::None).await;
+    assert_eq!(told.status, Status::CHECK_CONDITION);
+    write_and_compare(&mut driver, 9, pattern(8192, 1)).await;
+    driver.logout().await.unwrap();
 }
 
 #[tokio::test]

@@ -39,7 +39,6 @@ pub(super) enum Aim {
     /// A new session, normal or for discovery.
     Leading,
     /// A further connection of a session.
-    #[expect(dead_code, reason = "the driver opens its further connections with it")]
     Further { cmd_sn: CmdSn, tsih: u16, cid: u16 },
 }
 

@@ -1,6 +1,6 @@
 //! The tokio driver: sockets, buffers, clock.
 //!
-//! A `Driver` owns one connection of one normal session in full feature phase: its stream, the
+//! A `Driver` owns one normal session in full feature phase: the streams of its connections, the
 //! `proto` machine, the buffers of tasks in flight. It is polled by its owner's task, so that a lane
 //! drives NBD and iSCSI from one task on one thread. Nothing is spawned.
 //!
@@ -11,8 +11,9 @@
 //!    `take_unfinished` after the end: bytes on their way out are never the caller's to change.
 //! 2. In the steady state nothing is allocated for an I/O, and payload is not copied on its way out.
 //!
-//! It does not reconnect. `Nexus` does: one logical unit over sessions that come and go, with the same way of being
-//! polled.
+//! It does not reconnect and does not repeat commands. A command that is not answered in time is aborted, or takes the
+//! session with it (`proto::Timeouts`). `Nexus` does reconnect: one logical unit over sessions that come and go, with
+//! the same way of being polled.
 //!
 //! ```no_run
 //! use iscsi::io::{Command, Data, Driver};
@@ -43,6 +44,7 @@
 mod connect;
 mod discover;
 mod driver;
+mod line;
 mod network;
 mod nexus;
 mod receiver;
@@ -108,4 +110,25 @@ pub struct Completion {
     pub transferred: u32,
     /// The buffer of the command.
     pub data: Data,
+}
+
+/// Which digests the PDUs of a connection carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Digests {
+    header: bool,
+    data: bool,
+}
+
+impl Digests {
+    fn of(agreed: &crate::proto::negotiation::Agreed) -> Self {
+        Self {
+            header: agreed.header_digest,
+            data: agreed.data_digest,
+        }
+    }
+}
+
+/// A length of the wire as one of memory.
+fn index(number: u32) -> usize {
+    usize::try_from(number).expect("buffers have lengths that fit")
 }

@@ -2,20 +2,27 @@
 //!
 //! ```text
 //!  socket --readv--> [ rest of the task's buffer ][ read-ahead ]
-//!                                                   |header|data|pad|header| ...
+//!                                                   |header|digest|data|pad|digest|header| ...
 //! ```
 //!
+//! Source: RFC 7143 §11.2.3 (digests), §11.2.4 (padding), §13.1 (CRC32C).
+//!
 //! Invariants:
-//! 1. A PDU is reported when its last byte (padding included) is here.
+//! 1. A PDU is reported when its last byte (padding and digest included) is here.
 //! 2. The read-ahead grows only for a segment that is handed up whole, and never beyond what we
 //!    declared to take in one.
+//! 3. Nothing of a PDU is believed before its digests fit. Its data may lie in the task's buffer by
+//!    then, but the task has not been answered.
 
 use std::io::{self, IoSliceMut};
 use std::task::{Context, Poll, ready};
 
 use super::network::Stream;
 use super::slots::Slots;
+use super::{Digests, index};
+use crate::proto::Violation;
 use crate::proto::session::Placement;
+use crate::wire::digest::{self, DIGEST_BYTES, Running};
 use crate::wire::header::{self, BHS_BYTES, Bhs};
 
 /// Bytes of one read: a batch of small Data-In, while a core's cache still holds it when it is
@@ -30,6 +37,7 @@ pub(super) struct Receiver {
     start: usize,
     end: usize,
     state: State,
+    digests: Digests,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,16 +45,26 @@ enum State {
     Header,
     /// A segment on its way into a task's buffer.
     Task {
-        slot: u16,
+        /// `None`: the task ended meanwhile, and the bytes are thrown away.
+        slot: Option<u16>,
         at: usize,
         missing: usize,
-        padding: usize,
+        trailer: Trailer,
+        /// Of the bytes so far; stands still without data digests.
+        digest: Running,
     },
     /// A segment that is handed up whole.
     Own {
         bytes: usize,
-        padding: usize,
+        trailer: Trailer,
     },
+}
+
+/// What follows a data segment.
+#[derive(Clone, Copy, Debug)]
+struct Trailer {
+    padding: usize,
+    has_digest: bool,
 }
 
 /// What the bytes at hand hold.
@@ -61,12 +79,13 @@ pub(super) enum Step<'a> {
 }
 
 impl Receiver {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(digests: Digests) -> Self {
         Self {
             buffer: vec![0; READ_AHEAD_BYTES],
             start: 0,
             end: 0,
             state: State::Header,
+            digests,
         }
     }
 
@@ -81,9 +100,12 @@ impl Receiver {
         let ahead = &mut self.buffer[self.end..];
         let direct: &mut [u8] = match self.state {
             State::Task {
-                slot, at, missing, ..
+                slot: Some(slot),
+                at,
+                missing,
+                ..
             } => &mut slots.incoming(slot)[at..at + missing],
-            State::Header | State::Own { .. } => &mut [],
+            State::Task { slot: None, .. } | State::Header | State::Own { .. } => &mut [],
         };
         let missing = direct.len();
         let got = if direct.is_empty() {
@@ -92,80 +114,155 @@ impl Receiver {
             let buffers = &mut [IoSliceMut::new(direct), IoSliceMut::new(ahead)];
             ready!(stream.poll_read_vectored(cx, buffers))?
         };
-        self.note_direct(got.min(missing));
-        self.end += got.saturating_sub(missing);
+        let here = got.min(missing);
+        if let State::Task {
+            at,
+            missing,
+            trailer,
+            digest,
+            ..
+        } = &mut self.state
+            && here > 0
+        {
+            *at += here;
+            *missing -= here;
+            if trailer.has_digest {
+                *digest = digest.append(&direct[..here]);
+            }
+        }
+        self.end += got - here;
         Poll::Ready(Ok(got))
     }
 
     /// Looks at the bytes at hand.
-    pub(super) fn next(&mut self, slots: &mut Slots) -> Step<'_> {
+    ///
+    /// # Errors
+    /// A digest does not fit: what follows in the stream cannot be trusted either.
+    pub(super) fn next(&mut self, slots: &mut Slots) -> Result<Step<'_>, Violation> {
         match self.state {
-            State::Header => match self.buffer[self.start..self.end].first_chunk::<BHS_BYTES>() {
-                Some(bhs) => {
-                    let bhs = *bhs;
-                    self.start += BHS_BYTES;
-                    Step::Header(bhs)
-                }
-                None => Step::More,
-            },
-            State::Task {
-                slot,
-                at,
-                missing,
-                padding,
-            } => {
-                let here = (self.end - self.start).min(missing);
-                if here > 0 {
-                    let from = &self.buffer[self.start..self.start + here];
-                    slots.incoming(slot)[at..at + here].copy_from_slice(from);
-                    self.start += here;
-                    self.note_direct(here);
-                }
-                if here < missing || self.end - self.start < padding {
-                    return Step::More;
-                }
-                self.start += padding;
-                self.state = State::Header;
-                Step::Segment(&[])
-            }
-            State::Own { bytes, padding } => {
-                if self.end - self.start < bytes + padding {
-                    return Step::More;
+            State::Header => self.take_header(),
+            State::Task { .. } => self.take_task_segment(slots),
+            State::Own { bytes, trailer } => {
+                if self.end - self.start < bytes + trailer.bytes() {
+                    return Ok(Step::More);
                 }
                 let data = self.start..self.start + bytes;
-                self.start += bytes + padding;
-                self.state = State::Header;
-                Step::Segment(&self.buffer[data])
+                self.start += bytes;
+                let digest = if trailer.has_digest {
+                    Running::default().append(&self.buffer[data.clone()])
+                } else {
+                    Running::default()
+                };
+                self.take_trailer(trailer, digest)?;
+                Ok(Step::Segment(&self.buffer[data]))
             }
         }
     }
 
     /// Where the segment behind the header goes that `next` gave.
     pub(super) fn place(&mut self, placement: Placement) {
+        let trailer = |bytes| Trailer {
+            padding: index(header::padding_bytes(bytes)),
+            // RFC 7143 §11.2.3: a segment of no bytes has no digest
+            has_digest: self.digests.data && bytes > 0,
+        };
         self.state = match placement {
             Placement::Task {
                 slot,
                 offset,
                 bytes,
             } => State::Task {
-                slot,
+                slot: Some(slot),
                 at: index(offset),
                 missing: index(bytes),
-                padding: index(header::padding_bytes(bytes)),
+                trailer: trailer(bytes),
+                digest: Running::default(),
             },
             Placement::Own { bytes } => State::Own {
                 bytes: index(bytes),
-                padding: index(header::padding_bytes(bytes)),
+                trailer: trailer(bytes),
             },
         };
     }
 
-    /// So many bytes went into the task's buffer.
-    fn note_direct(&mut self, bytes: usize) {
-        if let State::Task { at, missing, .. } = &mut self.state {
-            *at += bytes;
-            *missing -= bytes;
+    /// The buffer of `slot` goes back to its owner: what still comes for it is thrown away.
+    pub(super) fn forget(&mut self, forgotten: u16) {
+        if let State::Task { slot, .. } = &mut self.state
+            && *slot == Some(forgotten)
+        {
+            *slot = None;
         }
+    }
+
+    fn take_header(&mut self) -> Result<Step<'_>, Violation> {
+        let waiting = &self.buffer[self.start..self.end];
+        let Some(bhs) = waiting.first_chunk::<BHS_BYTES>() else {
+            return Ok(Step::More);
+        };
+        let bhs = *bhs;
+        let mut bytes = BHS_BYTES;
+        if self.digests.header {
+            // RFC 7143 §11.2.3: the digest stands behind all header segments. No target may send
+            // additional ones, but before the digest fits nothing can be said about that.
+            let covered = BHS_BYTES + header::ahs_bytes(&bhs);
+            bytes = covered + DIGEST_BYTES;
+            let Some(whole) = waiting.get(..bytes) else {
+                return Ok(Step::More);
+            };
+            // RFC 7143 §7.8, §13.1 (E1)
+            if whole[covered..] != digest::of(&whole[..covered]) {
+                return Err(Violation::HeaderDigest);
+            }
+        }
+        self.start += bytes;
+        Ok(Step::Header(bhs))
+    }
+
+    fn take_task_segment(&mut self, slots: &mut Slots) -> Result<Step<'_>, Violation> {
+        let State::Task {
+            slot,
+            at,
+            missing,
+            trailer,
+            digest,
+        } = &mut self.state
+        else {
+            return Ok(Step::More);
+        };
+        let here = (self.end - self.start).min(*missing);
+        if here > 0 {
+            let from = &self.buffer[self.start..self.start + here];
+            if let Some(slot) = *slot {
+                slots.incoming(slot)[*at..*at + here].copy_from_slice(from);
+            }
+            if trailer.has_digest {
+                *digest = digest.append(from);
+            }
+            self.start += here;
+            *at += here;
+            *missing -= here;
+        }
+        let (missing, trailer, digest) = (*missing, *trailer, *digest);
+        if missing > 0 || self.end - self.start < trailer.bytes() {
+            return Ok(Step::More);
+        }
+        self.take_trailer(trailer, digest)?;
+        Ok(Step::Segment(&[]))
+    }
+
+    /// The PDU is whole, if its digest fits; `digest` is that of its data.
+    fn take_trailer(&mut self, trailer: Trailer, digest: Running) -> Result<(), Violation> {
+        if trailer.has_digest {
+            // RFC 7143 §7.8 (E2), §13.1: the digest covers the padding too
+            let (padding, told) =
+                self.buffer[self.start..self.start + trailer.bytes()].split_at(trailer.padding);
+            if told != digest.append(padding).finish() {
+                return Err(Violation::DataDigest);
+            }
+        }
+        self.start += trailer.bytes();
+        self.state = State::Header;
+        Ok(())
     }
 
     /// Moves what is left to the front, so that the rest of the buffer can be read into.
@@ -175,16 +272,18 @@ impl Receiver {
             self.end -= self.start;
             self.start = 0;
         }
-        if let State::Own { bytes, padding } = self.state
-            && self.buffer.len() < bytes + padding
+        if let State::Own { bytes, trailer } = self.state
+            && self.buffer.len() < bytes + trailer.bytes()
         {
-            self.buffer.resize(bytes + padding, 0);
+            self.buffer.resize(bytes + trailer.bytes(), 0);
         }
     }
 }
 
-fn index(number: u32) -> usize {
-    usize::try_from(number).expect("buffers have lengths that fit")
+impl Trailer {
+    fn bytes(self) -> usize {
+        self.padding + if self.has_digest { DIGEST_BYTES } else { 0 }
+    }
 }
 
 #[cfg(test)]
@@ -196,7 +295,11 @@ mod tests {
     use crate::scsi::{Cdb, LunAddress};
 
     fn receiver(bytes: &[u8]) -> Receiver {
-        let mut receiver = Receiver::new();
+        receiver_with(Digests::default(), bytes)
+    }
+
+    fn receiver_with(digests: Digests, bytes: &[u8]) -> Receiver {
+        let mut receiver = Receiver::new(digests);
         receiver.buffer[..bytes.len()].copy_from_slice(bytes);
         receiver.end = bytes.len();
         receiver
@@ -208,14 +311,19 @@ mod tests {
         let mut bytes = vec![7; BHS_BYTES];
         bytes.extend_from_slice(b"abcde\0\0");
         let mut receiver = receiver(&bytes);
-        assert!(matches!(receiver.next(&mut slots), Step::Header(bhs) if bhs == [7; BHS_BYTES]));
+        assert!(
+            matches!(receiver.next(&mut slots), Ok(Step::Header(bhs)) if bhs == [7; BHS_BYTES])
+        );
         receiver.place(Placement::Own { bytes: 5 });
-        assert!(matches!(receiver.next(&mut slots), Step::More));
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
         receiver.make_room();
         assert_eq!((receiver.start, receiver.end), (0, 7));
         receiver.end += 1;
-        assert!(matches!(receiver.next(&mut slots), Step::Segment(b"abcde")));
-        assert!(matches!(receiver.next(&mut slots), Step::More));
+        assert!(matches!(
+            receiver.next(&mut slots),
+            Ok(Step::Segment(b"abcde"))
+        ));
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
     }
 
     #[test]
@@ -237,12 +345,127 @@ mod tests {
             offset: 2,
             bytes: 5,
         });
-        assert!(matches!(receiver.next(&mut slots), Step::More));
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
         receiver.make_room();
         receiver.buffer[..6].copy_from_slice(b"zuv\0\0\0");
         receiver.end = 6;
-        assert!(matches!(receiver.next(&mut slots), Step::Segment(b"")));
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::Segment(b""))));
         assert_eq!(slots.incoming(0), b"\0\0xyzuv\0");
         assert_eq!((receiver.start, receiver.end), (6, 6));
+    }
+
+    const BOTH: Digests = Digests {
+        header: true,
+        data: true,
+    };
+
+    /// A PDU of five bytes of data with both digests.
+    fn pdu() -> Vec<u8> {
+        let mut bytes = vec![0; BHS_BYTES];
+        header::set_data_segment_bytes((&mut bytes[..]).try_into().unwrap(), 5);
+        let header_digest = digest::of(&bytes);
+        bytes.extend_from_slice(&header_digest);
+        bytes.extend_from_slice(b"abcde\0\0\0");
+        bytes.extend_from_slice(&digest::of(b"abcde\0\0\0"));
+        bytes
+    }
+
+    fn read_slot() -> Slots {
+        let mut slots = Slots::new(1);
+        let command = Command {
+            lun: LunAddress(0),
+            cdb: Cdb([0; 16]),
+            data: Data::In(BytesMut::zeroed(8)),
+        };
+        slots.insert(0, 1, command);
+        slots
+    }
+
+    /// Takes `bytes` apart, cut at `cut`; the place of the data is `placement`.
+    fn take(bytes: &[u8], cut: usize, placement: Placement) -> Result<Vec<u8>, Violation> {
+        let mut slots = read_slot();
+        let mut receiver = Receiver::new(BOTH);
+        for piece in [&bytes[..cut], &bytes[cut..]] {
+            receiver.make_room();
+            receiver.buffer[receiver.end..receiver.end + piece.len()].copy_from_slice(piece);
+            receiver.end += piece.len();
+            loop {
+                match receiver.next(&mut slots)? {
+                    Step::Header(_) => receiver.place(placement),
+                    Step::Segment(data) if !data.is_empty() => return Ok(data.to_vec()),
+                    Step::Segment(_) => return Ok(slots.incoming(0)[..5].to_vec()),
+                    Step::More => break,
+                }
+            }
+        }
+        panic!("the PDU did not end")
+    }
+
+    const PLACES: [Placement; 2] = [
+        Placement::Own { bytes: 5 },
+        Placement::Task {
+            slot: 0,
+            offset: 0,
+            bytes: 5,
+        },
+    ];
+
+    // E1, E2, L15; RFC 7143 §13.1: header and data each have a digest, the data's covers the padding
+    #[test]
+    fn digests_are_checked_wherever_the_stream_is_cut() {
+        for placement in PLACES {
+            for cut in 0..pdu().len() {
+                assert_eq!(take(&pdu(), cut, placement), Ok(b"abcde".to_vec()));
+            }
+        }
+    }
+
+    // E1, E2
+    #[test]
+    fn any_bit_turned_is_found_and_named() {
+        for placement in PLACES {
+            for bit in 0..pdu().len() * 8 {
+                let mut bytes = pdu();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                // More header segments would be waited for first, until the digest behind them is there.
+                bytes.extend_from_slice(&[0; 1024]);
+                let expected = if bit / 8 < BHS_BYTES + DIGEST_BYTES {
+                    Violation::HeaderDigest
+                } else {
+                    Violation::DataDigest
+                };
+                assert_eq!(take(&bytes, 50, placement), Err(expected), "bit {bit}");
+            }
+        }
+    }
+
+    // RFC 7143 §11.2.3: no digest behind a segment of no bytes
+    #[test]
+    fn empty_segment_has_no_digest() {
+        let mut slots = read_slot();
+        let mut bytes = vec![0; BHS_BYTES];
+        bytes.extend_from_slice(&digest::of(&[0; BHS_BYTES]));
+        let mut receiver = receiver_with(BOTH, &bytes);
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::Header(_))));
+        receiver.place(Placement::Own { bytes: 0 });
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::Segment(b""))));
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+    }
+
+    // A task can end by an answer on another connection while its data is half here.
+    #[test]
+    fn data_of_a_forgotten_task_goes_nowhere() {
+        let mut slots = read_slot();
+        let mut receiver = receiver_with(BOTH, &pdu()[..BHS_BYTES + DIGEST_BYTES + 2]);
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::Header(_))));
+        receiver.place(PLACES[1]);
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+        receiver.forget(0);
+        slots.remove(0);
+        receiver.make_room();
+        let rest = &pdu()[BHS_BYTES + DIGEST_BYTES + 2..];
+        receiver.buffer[..rest.len()].copy_from_slice(rest);
+        receiver.end = rest.len();
+        assert!(matches!(receiver.next(&mut slots), Ok(Step::Segment(b""))));
     }
 }

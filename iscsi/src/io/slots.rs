@@ -40,6 +40,16 @@ impl Slots {
         Some((in_flight.token, in_flight.command))
     }
 
+    /// The slot of the command with this token; the oldest, if several have it.
+    pub(super) fn find(&self, token: u64) -> Option<u16> {
+        (0_u16..)
+            .zip(&self.slots)
+            .filter_map(|(slot, in_flight)| Some((slot, in_flight.as_ref()?)))
+            .filter(|(_, in_flight)| in_flight.token == token)
+            .min_by_key(|(_, in_flight)| in_flight.number)
+            .map(|(slot, _)| slot)
+    }
+
     /// All commands, in order of submission.
     pub(super) fn drain(&mut self) -> Vec<(u64, Command)> {
         let mut all: Vec<_> = self.slots.iter_mut().filter_map(Option::take).collect();

@@ -1,5 +1,7 @@
 //! PDUs on their way out: many in one vectored write, payload straight from the tasks' buffers.
 //!
+//! Source: RFC 7143 §11.2.3 (digests), §11.2.4 (padding), §13.1 (CRC32C).
+//!
 //! Invariants:
 //! 1. PDUs leave in the order they came; a PDU that has begun to leave ends.
 //! 2. A buffer that is not the driver's any more is not referred to: `forget` sees to it before.
@@ -8,36 +10,55 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+
 use super::network::Stream;
 use super::slots::Slots;
+use super::{Digests, index};
 use crate::proto::session::{Payload, Transmit};
+use crate::wire::digest::{self, DIGEST_BYTES};
 use crate::wire::header::{self, BHS_BYTES};
-use bytes::Bytes;
 
 /// Most PDUs that are taken from the machine ahead of the socket: what was taken has its number and
 /// its place, so that later pings and data wait behind it.
 const PDUS_MAX: usize = 32;
 /// Most bytes likewise; one large write fills a socket buffer.
 const BYTES_MAX: usize = 1 << 20;
-/// Slices in one call: header, payload and padding of each PDU.
+/// Slices in one call: head, payload and tail of each PDU.
 const SLICES_MAX: usize = PDUS_MAX * 3;
-
-const PADDING: [u8; 3] = [0; 3];
 
 /// The queue before the socket.
 #[derive(Debug)]
 pub(super) struct Transmitter {
-    queue: VecDeque<Transmit>,
+    queue: VecDeque<Queued>,
+    digests: Digests,
     /// Bytes of the first PDU that have left.
     front_sent: usize,
     /// Bytes of the queue that have not left.
     bytes: usize,
 }
 
+/// A PDU that waits.
+#[derive(Debug)]
+struct Queued {
+    /// The header, and its digest if there is one.
+    head: [u8; BHS_BYTES + DIGEST_BYTES],
+    head_bytes: usize,
+    payload: Payload,
+    payload_bytes: usize,
+    /// The padding, and the data's digest if there is one.
+    tail: [u8; PADDING_BYTES_MAX + DIGEST_BYTES],
+    tail_bytes: usize,
+}
+
+/// RFC 7143 §11.2.4: segments are padded to whole words of four bytes.
+const PADDING_BYTES_MAX: usize = 3;
+
 impl Transmitter {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(digests: Digests) -> Self {
         Self {
             queue: VecDeque::with_capacity(PDUS_MAX),
+            digests,
             front_sent: 0,
             bytes: 0,
         }
@@ -52,9 +73,15 @@ impl Transmitter {
         self.queue.is_empty()
     }
 
-    pub(super) fn push(&mut self, transmit: Transmit) {
-        self.bytes += pdu_bytes(&transmit);
-        self.queue.push_back(transmit);
+    /// Bytes that wait to leave.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, transmit: Transmit, slots: &Slots) {
+        let queued = Queued::new(transmit, self.digests, slots);
+        self.bytes += queued.bytes();
+        self.queue.push_back(queued);
     }
 
     /// Writes what is queued.
@@ -79,14 +106,14 @@ impl Transmitter {
         let begun = usize::from(self.front_sent > 0);
         let mut at = 0;
         let mut dropped = 0;
-        self.queue.retain_mut(|transmit| {
+        self.queue.retain_mut(|queued| {
             at += 1;
             let Payload::Task {
                 slot: of,
                 offset,
                 bytes,
                 is_data_out,
-            } = transmit.payload
+            } = queued.payload
             else {
                 return true;
             };
@@ -94,10 +121,10 @@ impl Transmitter {
                 return true;
             }
             if is_data_out && at > begun {
-                dropped += pdu_bytes(transmit);
+                dropped += queued.bytes();
                 return false;
             }
-            transmit.payload = Payload::Own(data.slice(range(offset, bytes)));
+            queued.payload = Payload::Own(data.slice(range(offset, bytes)));
             true
         });
         self.bytes -= dropped;
@@ -112,19 +139,10 @@ impl Transmitter {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
         let mut skip = self.front_sent;
-        for transmit in &self.queue {
-            let payload: &[u8] = match &transmit.payload {
-                Payload::None => &[],
-                Payload::Own(data) => data,
-                Payload::Task {
-                    slot,
-                    offset,
-                    bytes,
-                    ..
-                } => &slots.outgoing(*slot)[range(*offset, *bytes)],
-            };
-            let padding = &PADDING[..payload.len().next_multiple_of(4) - payload.len()];
-            for part in [&transmit.header[..], payload, padding] {
+        for queued in &self.queue {
+            let head = &queued.head[..queued.head_bytes];
+            let tail = &queued.tail[..queued.tail_bytes];
+            for part in [head, bytes_of(&queued.payload, slots), tail] {
                 let passed = skip.min(part.len());
                 skip -= passed;
                 let part = &part[passed..];
@@ -141,7 +159,7 @@ impl Transmitter {
         self.bytes -= written;
         self.front_sent += written;
         while let Some(front) = self.queue.front() {
-            let whole = pdu_bytes(front);
+            let whole = front.bytes();
             if self.front_sent < whole {
                 break;
             }
@@ -151,22 +169,62 @@ impl Transmitter {
     }
 }
 
-fn pdu_bytes(transmit: &Transmit) -> usize {
-    let payload = match &transmit.payload {
-        Payload::None => 0,
-        Payload::Own(data) => data.len(),
-        Payload::Task { bytes, .. } => index(*bytes),
-    };
-    debug_assert_eq!(payload, index(header::data_segment_bytes(&transmit.header)));
-    BHS_BYTES + payload.next_multiple_of(4)
+impl Queued {
+    fn new(transmit: Transmit, digests: Digests, slots: &Slots) -> Self {
+        let payload_bytes = match &transmit.payload {
+            Payload::None => 0,
+            Payload::Own(data) => data.len(),
+            Payload::Task { bytes, .. } => index(*bytes),
+        };
+        debug_assert_eq!(
+            payload_bytes,
+            index(header::data_segment_bytes(&transmit.header))
+        );
+        let mut queued = Self {
+            head: [0; BHS_BYTES + DIGEST_BYTES],
+            head_bytes: BHS_BYTES,
+            payload: transmit.payload,
+            payload_bytes,
+            tail: [0; PADDING_BYTES_MAX + DIGEST_BYTES],
+            tail_bytes: payload_bytes.next_multiple_of(4) - payload_bytes,
+        };
+        queued.head[..BHS_BYTES].copy_from_slice(&transmit.header);
+        if digests.header {
+            queued.head[BHS_BYTES..].copy_from_slice(&digest::of(&transmit.header));
+            queued.head_bytes += DIGEST_BYTES;
+        }
+        // RFC 7143 §11.2.3: a segment of no bytes has no digest
+        if digests.data && payload_bytes > 0 {
+            let padding = queued.tail_bytes;
+            let data = bytes_of(&queued.payload, slots);
+            // RFC 7143 §13.1: the digest covers the padding too
+            let digest = digest::of_pieces([data, &queued.tail[..padding]]);
+            queued.tail[padding..padding + DIGEST_BYTES].copy_from_slice(&digest);
+            queued.tail_bytes += DIGEST_BYTES;
+        }
+        queued
+    }
+
+    fn bytes(&self) -> usize {
+        self.head_bytes + self.payload_bytes + self.tail_bytes
+    }
+}
+
+fn bytes_of<'a>(payload: &'a Payload, slots: &'a Slots) -> &'a [u8] {
+    match payload {
+        Payload::None => &[],
+        Payload::Own(data) => data,
+        Payload::Task {
+            slot,
+            offset,
+            bytes,
+            ..
+        } => &slots.outgoing(*slot)[range(*offset, *bytes)],
+    }
 }
 
 fn range(offset: u32, bytes: u32) -> std::ops::Range<usize> {
     index(offset)..index(offset) + index(bytes)
-}
-
-fn index(number: u32) -> usize {
-    usize::try_from(number).expect("buffers have lengths that fit")
 }
 
 #[cfg(test)]
@@ -187,9 +245,9 @@ mod tests {
 
     #[test]
     fn forgotten_data_outs_are_dropped_unless_they_have_begun() {
-        let mut transmitter = Transmitter::new();
+        let mut transmitter = Transmitter::new(Digests::default());
         for transmit in [data_out(1, 0, 5), data_out(2, 0, 4), data_out(1, 5, 6)] {
-            transmitter.push(transmit);
+            transmitter.push(transmit, &Slots::new(0));
         }
         assert_eq!(transmitter.bytes, 56 + 52 + 56);
         transmitter.advance(50);
@@ -217,7 +275,7 @@ mod tests {
 
     #[test]
     fn command_that_has_not_begun_is_kept_with_its_data() {
-        let mut transmitter = Transmitter::new();
+        let mut transmitter = Transmitter::new(Digests::default());
         let mut command = data_out(1, 0, 4);
         command.payload = Payload::Task {
             slot: 1,
@@ -225,11 +283,34 @@ mod tests {
             bytes: 4,
             is_data_out: false,
         };
-        transmitter.push(command);
+        transmitter.push(command, &Slots::new(0));
         transmitter.forget(1, &Bytes::from_static(b"abcd"));
         assert_eq!(
             transmitter.queue[0].payload,
             Payload::Own(Bytes::from_static(b"abcd"))
         );
+    }
+
+    // L15; RFC 7143 §13.1, with the values of RFC 3720 §B.4 for 32 bytes of zeroes
+    #[test]
+    fn digests_follow_header_and_padded_data() {
+        let digests = Digests {
+            header: true,
+            data: true,
+        };
+        let slots = Slots::new(0);
+        let mut header = [0; BHS_BYTES];
+        header::set_data_segment_bytes(&mut header, 30);
+        let payload = Payload::Own(Bytes::from_static(&[0; 30]));
+        let queued = Queued::new(Transmit { header, payload }, digests, &slots);
+        assert_eq!(queued.head[BHS_BYTES..], digest::of(&header));
+        assert_eq!(queued.tail[..6], [0, 0, 0xaa, 0x36, 0x91, 0x8a]);
+        assert_eq!(queued.bytes(), 48 + 4 + 32 + 4);
+
+        let empty = Transmit {
+            header: [0; BHS_BYTES],
+            payload: Payload::None,
+        };
+        assert_eq!(Queued::new(empty, digests, &slots).bytes(), 48 + 4);
     }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::chap::Unproved;
 use super::{Portal, Violation};
 use crate::wire::login::LoginStatus;
+use crate::wire::logout::LogoutOutcome;
 use crate::wire::reject::RejectReason;
+use crate::wire::task_management::{TaskManagementFunction, TaskManagementOutcome};
 
 /// Whether it helps to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,6 +153,18 @@ pub enum Misuse {
     /// A CHAP secret that is empty.
     #[error("the CHAP secret is empty; give the secret that the target expects")]
     ChapSecret,
+    /// A logout for recovery, or a reassignment: both need a higher error recovery level than 0.
+    #[error("connection recovery needs error recovery level 2, and sessions of ours have level 0")]
+    RecoveryLevel,
+    /// A connection that the session does not have.
+    #[error("the session has no connection with this number")]
+    NoConnection,
+    /// ABORT TASK without the task.
+    #[error("ABORT TASK needs the task that is to be aborted")]
+    NoTask,
+    /// More task management functions at once than a session keeps track of.
+    #[error("too many task management functions under way; wait for one to be answered")]
+    TooManyFunctions,
     /// No CHAP algorithm to offer, or one twice.
     #[error("the list of CHAP algorithms is empty or has one twice; correct it")]
     ChapAlgorithms,
@@ -216,17 +230,58 @@ pub enum SessionError {
     },
     /// The target said that it drops the connection or the session.
     #[error(
-        "the target dropped the session; it may be taken up again after {wait} s, for {retain} s"
+        "the target dropped {}; the session may be taken up again after {wait} s, for {retain} s",
+        Dropped(*.connection)
     )]
     Dropped {
+        /// The connection's CID; `None` for the whole session.
+        connection: Option<u16>,
         /// `Time2Wait`, seconds.
         wait: u16,
         /// `Time2Retain`, seconds.
         retain: u16,
     },
     /// The target asked us to log out, and we did.
-    #[error("the target asked for a logout")]
-    LogoutRequested,
+    #[error("the target asked for a logout; it may be logged in to again after {wait} s")]
+    LogoutRequested {
+        /// `Time2Wait`, seconds.
+        wait: u16,
+        /// `Time2Retain`, seconds.
+        retain: u16,
+    },
+    /// A command was not answered, and nothing got rid of it but the end of the session.
+    #[error(
+        "a command to LUN address {lun:#018x} was not answered within {}{}; the session was dropped",
+        Seconds(*.after), Attempts(.attempts)
+    )]
+    Unanswered {
+        /// The logical unit, a SAM address.
+        lun: u64,
+        /// The time that the command had.
+        after: Duration,
+        /// What was tried, in order.
+        attempts: Vec<Attempt>,
+    },
+    /// A task management function was not answered, and held up what comes after it.
+    #[error("the target did not answer {function} within {}", Seconds(*.after))]
+    FunctionUnanswered {
+        /// Which one.
+        function: TaskManagementFunction,
+        /// After which time.
+        after: Duration,
+    },
+    /// Commands wait, none is in flight, and the target takes none.
+    #[error("the target kept its command window closed for {}", Seconds(*.after))]
+    WindowClosed {
+        /// For which time.
+        after: Duration,
+    },
+    /// The target did not close one connection of several as it was asked to.
+    #[error("the target did not close a connection in order: {outcome}")]
+    LogoutFailed {
+        /// What it said.
+        outcome: LogoutOutcome,
+    },
     /// We logged out.
     #[error("the session was logged out")]
     LoggedOut,
@@ -236,6 +291,18 @@ pub enum SessionError {
         /// After which time.
         after: Duration,
     },
+}
+
+/// Why a task management function came to nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FunctionError {
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    Misuse(#[from] Misuse),
+    /// The session ended meanwhile.
+    #[error(transparent)]
+    Session(#[from] SessionError),
 }
 
 impl LoginError {
@@ -269,8 +336,31 @@ impl SessionError {
             | Self::Violation(_)
             | Self::Rejected { .. }
             | Self::Dropped { .. }
-            | Self::LogoutRequested => Retry::AfterReconnect,
+            | Self::LogoutRequested { .. }
+            | Self::Unanswered { .. }
+            | Self::FunctionUnanswered { .. }
+            | Self::WindowClosed { .. }
+            | Self::LogoutFailed { .. } => Retry::AfterReconnect,
             Self::LoggedOut | Self::LogoutTimeout { .. } => Retry::Never,
+        }
+    }
+
+    /// How long the target asked us to stay away (`Time2Wait`), if this end came with its word.
+    pub fn time_2_wait(&self) -> Option<Duration> {
+        match self {
+            Self::Dropped { wait, .. } | Self::LogoutRequested { wait, .. } => {
+                Some(Duration::from_secs(u64::from(*wait)))
+            }
+            Self::Lost { .. }
+            | Self::Silent { .. }
+            | Self::Violation(_)
+            | Self::Rejected { .. }
+            | Self::Unanswered { .. }
+            | Self::FunctionUnanswered { .. }
+            | Self::WindowClosed { .. }
+            | Self::LogoutFailed { .. }
+            | Self::LoggedOut
+            | Self::LogoutTimeout { .. } => None,
         }
     }
 
@@ -291,6 +381,49 @@ fn remedy(status: LoginStatus) -> &'static str {
         (2, 5..=11) => "check the target's configuration",
         (3, _) => "try again later",
         (_, _) => "see the target's log",
+    }
+}
+
+/// A step against a command that is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The function asked for; `None` is a ping.
+    pub function: Option<TaskManagementFunction>,
+    /// What the target said; `None` is silence.
+    pub outcome: Option<TaskManagementOutcome>,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.function, self.outcome) {
+            (None, None) => f.write_str("a ping was not answered"),
+            (None, Some(_)) => f.write_str("a ping was answered"),
+            (Some(function), None) => write!(f, "{function} was not answered"),
+            (Some(function), Some(outcome)) => write!(f, "{function} was answered: {outcome}"),
+        }
+    }
+}
+
+/// Attempts as the middle of a sentence.
+struct Attempts<'a>(&'a [Attempt]);
+
+impl fmt::Display for Attempts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|attempt| write!(f, ", {attempt}"))
+    }
+}
+
+/// What an asynchronous message says is dropped.
+struct Dropped(Option<u16>);
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(cid) => write!(f, "connection {cid}"),
+            None => f.write_str("all connections"),
+        }
     }
 }
 
@@ -323,5 +456,29 @@ mod tests {
             status: LoginStatus::SERVICE_UNAVAILABLE,
         };
         assert_eq!(busy.retry(), Retry::AfterReconnect);
+    }
+
+    #[test]
+    fn end_by_the_ladder_says_what_was_done() {
+        let attempt = |function, outcome| Attempt { function, outcome };
+        let end = SessionError::Unanswered {
+            lun: 1 << 48,
+            after: Duration::from_secs(30),
+            attempts: vec![
+                attempt(None, Some(TaskManagementOutcome::COMPLETE)),
+                attempt(
+                    Some(TaskManagementFunction::ABORT_TASK),
+                    Some(TaskManagementOutcome::REJECTED),
+                ),
+                attempt(Some(TaskManagementFunction::LOGICAL_UNIT_RESET), None),
+            ],
+        };
+        assert_eq!(
+            end.to_string(),
+            "a command to LUN address 0x0001000000000000 was not answered within 30 s, \
+             a ping was answered, ABORT TASK was answered: rejected, \
+             LOGICAL UNIT RESET was not answered; the session was dropped"
+        );
+        assert_eq!(end.retry(), Retry::AfterReconnect);
     }
 }

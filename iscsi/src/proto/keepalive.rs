@@ -69,8 +69,8 @@ impl Keepalive {
         }
     }
 
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.last_heard
     }
 }
 

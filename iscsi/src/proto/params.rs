@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::chap::{self, ChapAlgorithm};
-use super::{IscsiName, Isid, Misuse, Offers, Portal, Secret};
+use super::{IscsiName, Isid, Misuse, Offers, Portal, Secret, Timeouts};
 
 /// A CHAP name and its secret.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct SessionParams {
     pub noop_interval: Duration,
     /// How long the answer to a ping may take. Default 10 s; 0 = for ever.
     pub noop_timeout: Duration,
+    /// How long commands may take, and the steps against those that take longer.
+    pub timeouts: Timeouts,
 }
 
 impl SessionParams {
@@ -63,6 +65,7 @@ impl SessionParams {
             login_timeout: LOGIN_TIMEOUT,
             noop_interval: NOOP_INTERVAL,
             noop_timeout: NOOP_TIMEOUT,
+            timeouts: Timeouts::default(),
         }
     }
 

@@ -17,6 +17,7 @@
 
 use super::Violation;
 use super::negotiation::Agreed;
+use super::task::Transfer;
 use crate::wire::data_in::DataIn;
 use crate::wire::r2t::R2t;
 use crate::wire::scsi_response::Residual;
@@ -42,6 +43,8 @@ pub(crate) struct Write {
     next_r2t_sn: R2tSn,
     /// R2Ts whose last Data-Out has not left.
     outstanding: u16,
+    /// The target rejected a part of the data.
+    is_rejected: bool,
 }
 
 /// A run of Data-Out PDUs: the answer to one R2T, or the unsolicited data of one command.
@@ -124,6 +127,7 @@ impl Write {
             next_offset: unasked.end,
             next_r2t_sn: R2tSn::default(),
             outstanding: 0,
+            is_rejected: false,
         }
     }
 
@@ -187,6 +191,11 @@ impl Write {
         })
     }
 
+    /// The target rejected a Data-Out: the write must not end well.
+    pub(crate) fn note_rejected(&mut self) {
+        self.is_rejected = true;
+    }
+
     /// A Data-Out left.
     pub(crate) fn note_sent(&mut self, piece: &Piece, is_solicited: bool) {
         self.sent += piece.bytes;
@@ -247,11 +256,11 @@ pub(crate) fn unasked(length: u32, agreed: &Agreed) -> Unasked {
 /// A residual beyond the transfer; or `is_good`, and yet bytes are missing that the target did not
 /// own up to.
 pub(crate) fn moved(
-    moved: u32,
-    length: u32,
+    transfer: &Transfer,
     residual: Residual,
     is_good: bool,
 ) -> Result<u32, Violation> {
+    let (moved, length) = transfer.progress();
     // RFC 7143 §11.4.5.1: an overflow means that all that was expected was moved
     let missing = match residual {
         Residual::Underflow(count) => count,
@@ -263,6 +272,9 @@ pub(crate) fn moved(
             length,
         });
     }
+    if is_good && matches!(transfer, Transfer::Write(write) if write.is_rejected) {
+        return Err(Violation::GoodAfterReject);
+    }
     if is_good && moved < length - missing {
         return Err(Violation::ShortTransfer {
             moved,
@@ -273,7 +285,7 @@ pub(crate) fn moved(
     Ok(moved.min(length - missing))
 }
 
-impl super::task::Transfer {
+impl Transfer {
     /// Bytes moved so far, and bytes in all.
     pub(crate) fn progress(&self) -> (u32, u32) {
         match self {
@@ -371,9 +383,16 @@ mod tests {
         );
     }
 
-    // RFC 7143 §11.4.5
+    // F19; RFC 7143 §11.4.5
     #[test]
     fn residuals_shorten_and_missing_bytes_are_caught() {
+        let moved = |received, length, residual, is_good| {
+            let read = Read {
+                received,
+                ..Read::new(length)
+            };
+            moved(&Transfer::Read(read), residual, is_good)
+        };
         assert_eq!(moved(4096, 4096, Residual::None, true), Ok(4096));
         assert_eq!(moved(36, 255, Residual::Underflow(219), true), Ok(36));
         assert_eq!(moved(4096, 4096, Residual::Overflow(512), true), Ok(4096));

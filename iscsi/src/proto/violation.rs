@@ -90,6 +90,12 @@ pub enum Violation {
         /// What came.
         seen: u32,
     },
+    /// A header whose digest does not fit.
+    #[error("header digest does not fit")]
+    HeaderDigest,
+    /// A data segment whose digest does not fit.
+    #[error("data digest does not fit")]
+    DataDigest,
     /// An opcode that no target may send, or not now.
     #[error("PDU with opcode {:#04x} in full feature phase", .0.0)]
     Pdu(Opcode),
@@ -107,6 +113,19 @@ pub enum Violation {
     /// A task tag that names nothing in flight, or something of another kind.
     #[error("PDU for the unknown task {0:#010x}")]
     UnknownTask(u32),
+    /// A PDU of a task on another connection than the task's own.
+    #[error("PDU for task {task:#010x} on connection {seen}, it belongs to connection {expected}")]
+    Allegiance {
+        /// The task's tag.
+        task: u32,
+        /// Where it was sent.
+        expected: u16,
+        /// Where the PDU came.
+        seen: u16,
+    },
+    /// A write that is said to be good although a part of its data was rejected.
+    #[error("good status for a write whose data was rejected")]
+    GoodAfterReject,
     /// A data or R2T number that is not the next one.
     #[error("data number {seen} where {expected} was due")]
     DataSn {

@@ -60,6 +60,7 @@ impl Window {
         Some(number)
     }
 
+    /// Whether the next command may leave.
     pub(crate) fn is_open(&self) -> bool {
         !self.maximum.precedes(self.next)
     }

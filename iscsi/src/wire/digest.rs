@@ -2,20 +2,38 @@
 //!
 //! Source: RFC 7143 §13.1: the Castagnoli polynomial over the bytes sent, pad bytes included; the
 //! value goes on the wire with its least significant byte first, unlike all else in iSCSI.
-//!
-//! Sessions of this crate negotiate `None` so far; the functions serve whoever speaks digests.
+
+/// Size of a digest on the wire.
+pub const DIGEST_BYTES: usize = 4;
+
+/// The digest of bytes that come piece by piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Running(u32);
+
+impl Running {
+    /// The digest so far, with `bytes` behind it.
+    #[must_use]
+    pub fn append(self, bytes: &[u8]) -> Self {
+        Self(crc32c::crc32c_append(self.0, bytes))
+    }
+
+    /// As it stands on the wire.
+    pub fn finish(self) -> [u8; DIGEST_BYTES] {
+        self.0.to_le_bytes()
+    }
+}
 
 /// The digest of a segment that stands in one piece; `bytes` includes the padding.
-pub fn of(bytes: &[u8]) -> [u8; 4] {
-    crc32c::crc32c(bytes).to_le_bytes()
+pub fn of(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+    Running::default().append(bytes).finish()
 }
 
 /// The digest of a segment that stands in pieces, in order; the last pieces are its padding.
-pub fn of_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> [u8; 4] {
+pub fn of_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> [u8; DIGEST_BYTES] {
     pieces
         .into_iter()
-        .fold(0, crc32c::crc32c_append)
-        .to_le_bytes()
+        .fold(Running::default(), Running::append)
+        .finish()
 }
 
 #[cfg(test)]

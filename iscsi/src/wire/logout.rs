@@ -102,6 +102,19 @@ impl LogoutOutcome {
     pub const CLEANUP_FAILED: Self = Self(3);
 }
 
+impl std::fmt::Display for LogoutOutcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let words = match *self {
+            Self::CLOSED => "closed",
+            Self::CID_NOT_FOUND => "no such connection",
+            Self::RECOVERY_NOT_SUPPORTED => "connection recovery not supported",
+            Self::CLEANUP_FAILED => "clean-up failed",
+            Self(other) => return write!(f, "response {other:#04x}"),
+        };
+        f.write_str(words)
+    }
+}
+
 impl LogoutResponse {
     /// Reads the header.
     pub fn parse(bhs: &Bhs) -> Self {

@@ -2,6 +2,8 @@
 //!
 //! Source: RFC 7143 §11.5, §11.6; codes above 8 from RFC 7144 §6.
 
+use std::fmt;
+
 use super::header::{
     self, Bhs, FINAL, Opcode, ResponseNumbers, field, put_u32, put_u64, u32_at, u64_at,
 };
@@ -52,6 +54,23 @@ impl TaskManagementFunction {
     pub const TARGET_COLD_RESET: Self = Self(7);
     /// TASK REASSIGN.
     pub const TASK_REASSIGN: Self = Self(8);
+}
+
+impl fmt::Display for TaskManagementFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match *self {
+            Self::ABORT_TASK => "ABORT TASK",
+            Self::ABORT_TASK_SET => "ABORT TASK SET",
+            Self::CLEAR_ACA => "CLEAR ACA",
+            Self::CLEAR_TASK_SET => "CLEAR TASK SET",
+            Self::LOGICAL_UNIT_RESET => "LOGICAL UNIT RESET",
+            Self::TARGET_WARM_RESET => "TARGET WARM RESET",
+            Self::TARGET_COLD_RESET => "TARGET COLD RESET",
+            Self::TASK_REASSIGN => "TASK REASSIGN",
+            Self(other) => return write!(f, "task management function {other}"),
+        };
+        f.write_str(words)
+    }
 }
 
 const FUNCTION_MASK: u8 = 0x7f;
@@ -123,6 +142,23 @@ impl TaskManagementOutcome {
     pub const NOT_AUTHORIZED: Self = Self(6);
     /// Rejected.
     pub const REJECTED: Self = Self(255);
+}
+
+impl fmt::Display for TaskManagementOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match *self {
+            Self::COMPLETE => "function complete",
+            Self::TASK_DOES_NOT_EXIST => "the task does not exist",
+            Self::LUN_DOES_NOT_EXIST => "the LUN does not exist",
+            Self::TASK_STILL_ALLEGIANT => "the task is still allegiant",
+            Self::REASSIGNMENT_NOT_SUPPORTED => "reassignment not supported",
+            Self::FUNCTION_NOT_SUPPORTED => "function not supported",
+            Self::NOT_AUTHORIZED => "not authorized",
+            Self::REJECTED => "rejected",
+            Self(other) => return write!(f, "response {other:#04x}"),
+        };
+        f.write_str(words)
+    }
 }
 
 impl TaskManagementResponse {

@@ -61,13 +61,13 @@ pub enum NexusError {
 impl NexusError {
     /// How long the target wants us to stay away after this.
     pub(super) fn time_to_wait(&self, agreed: &Agreed) -> Duration {
-        // RFC 7143 §11.9.1: what the asynchronous message said holds
-        let seconds = if let Self::Session(SessionError::Dropped { wait, .. }) = self {
-            *wait
+        // RFC 7143 §11.9.1: what the target's last message said holds
+        let told = if let Self::Session(end) = self {
+            end.time_2_wait()
         } else {
-            agreed.time_2_wait
+            None
         };
-        Duration::from_secs(u64::from(seconds))
+        told.unwrap_or_else(|| Duration::from_secs(u64::from(agreed.time_2_wait)))
     }
 }
 

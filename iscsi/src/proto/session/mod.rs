@@ -1,16 +1,23 @@
-//! A normal session with one connection in full feature phase.
+//! A normal session in full feature phase, with one connection or several.
 //!
 //! ```text
-//!   submit --> ready --(window)--> command --> [unsolicited] --\
-//!                                                R2T --> sequences --> Data-Out
-//!   timeouts, pings, logout --> control --> NOP-Out, Logout
+//!   submit --> ready --(window)--> command --> [unsolicited] --\        of the session
+//!  ----------------------------------------------- R2T --> sequences --> Data-Out
+//!   timeouts, pings, functions, logout --> control --> NOP-Out, ...     of each connection
 //!
-//!   poll_transmit:  control, then sequences, then ready
-//!   handle_header:  header -> placement;  handle_segment: the PDU is whole -> event
+//!   poll_urgent: control, then sequences;  poll_command: ready;  poll_transmit: both, in this order
+//!   handle_header: header -> placement;    handle_segment: the PDU is whole -> event
 //! ```
 //!
-//! Life, in the words of RFC 7143 §8.1: `LoggedIn` -> `LogoutRequested` (the target asked) ->
-//! `InLogout` -> over. What ends the session is an `Err`, and nothing may be called after it.
+//! `CmdSN`, window and tasks are the session's; status numbers, data and pings a connection's. A task
+//! stays on the connection that carried its command (allegiance). What ends the session is an `Err`,
+//! and nothing may be called after it. The loss of any connection is such an end: at error recovery
+//! level 0 the session is begun anew as a whole (RFC 7143 §7.1.4.4), as its tasks on that connection
+//! could not be taken over.
+//!
+//! Rooms: `connection` (what each one keeps, states of §8.1), `transmit`, `receive`, `unasked`
+//! (asynchronous messages, Reject), `management` (task management functions), `ladder` (commands that
+//! are not answered), `logout`.
 //!
 //! Source: RFC 7143 §4.2.2, §4.2.5, §8.1, §11.
 //!
@@ -18,37 +25,47 @@
 //! 1. `CmdSN` and `ExpStatSN` are given when a PDU leaves.
 //! 2. Control PDUs and Data-Out never wait for the window, nor behind commands.
 //! 3. Every queue has a limit: tasks by their slots, sequences by tasks times `MaxOutstandingR2T` + 1,
-//!    pings by `PONGS_MAX`.
+//!    pings by `PONGS_MAX`, functions by `FUNCTIONS_MAX`, connections by `CONNECTIONS_MAX`.
 //!
 //! Buffers, sockets and timers are `io`'s; SCSI errors are answers, and are handed up.
 
+mod connection;
+mod ladder;
+mod logout;
+mod management;
 mod receive;
+mod transmit;
+mod unasked;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::keepalive::{Due, Keepalive};
+use super::keepalive::Due;
 use super::login::Established;
 use super::negotiation::Agreed;
 use super::task::{Tasks, Transfer};
-use super::transfer::{self, Read, Sequence, Write};
+use super::timeouts::Timeouts;
+use super::transfer::{self, Read, Write};
 use super::window::Window;
-use super::{SessionError, Violation};
+use super::{Misuse, SessionError, Violation};
 use crate::scsi::{Sense, Status};
-use crate::wire::data_out::DataOut;
-use crate::wire::header::{self, Bhs};
-use crate::wire::logout::{LogoutReason, LogoutRequest};
-use crate::wire::nop::NopOut;
-use crate::wire::scsi_command::{ScsiCommand, TaskAttribute};
+use crate::wire::header::Bhs;
 use crate::wire::scsi_response::ServiceResponse;
-use crate::wire::serial::StatSn;
-use crate::wire::tag::{InitiatorTaskTag, TargetTransferTag};
+use crate::wire::serial::CmdSn;
+use crate::wire::tag::InitiatorTaskTag;
+use crate::wire::task_management::TaskManagementOutcome;
+
+use connection::{Connection, Control, State};
+use ladder::Ladder;
+use management::Function;
 
 /// Most commands in flight of a session, if its owner does not say otherwise: tgt's and
 /// open-iscsi's default too.
 pub const TASKS_MAX: u16 = 128;
+/// Most connections of a session; chosen freely: more than a host has paths to a target.
+pub const CONNECTIONS_MAX: u16 = 8;
 /// Most pings of the target's that wait to be answered; a target sends one at a time.
 const PONGS_MAX: usize = 8;
 /// Longest list of sequences that is kept ready; a longer one costs an allocation, not a failure.
@@ -63,6 +80,8 @@ pub struct Settings {
     pub noop_interval: Duration,
     /// How long the answer to a ping may take; zero for ever.
     pub noop_timeout: Duration,
+    /// How long commands may take, and the steps against those that take longer.
+    pub timeouts: Timeouts,
 }
 
 /// Which way a command's data goes, and how much.
@@ -124,20 +143,57 @@ pub enum Placement {
     },
 }
 
-/// What the owner must know.
+/// What whoever drives the session must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A command is over, and its slot is free.
     Completed(Completed),
-    /// The target reports a SCSI event of a logical unit.
+    /// A task management function that the owner asked for is over.
+    FunctionEnded {
+        /// The tag that `handle_task_management` gave.
+        tag: InitiatorTaskTag,
+        /// How it went.
+        outcome: TaskManagementOutcome,
+    },
+    /// A connection was closed in order; the others go on.
+    ConnectionClosed {
+        /// Which one.
+        cid: u16,
+    },
+    /// Something for the session's owner.
+    Told(TargetEvent),
+}
+
+/// What a target says unasked, for the session's owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TargetEvent {
+    /// A SCSI event of a logical unit: its capacity, its LUNs or its state may have changed.
     ScsiEvent {
         /// Which one, a SAM address.
         lun: u64,
         /// What happened.
         sense: Option<Sense>,
     },
+    /// The target wants a connection to be logged out; this has begun.
+    LogoutRequested {
+        /// Which one.
+        cid: u16,
+        /// How long the target waits, seconds.
+        seconds: u16,
+    },
+    /// The target ends all tasks of a logical unit.
+    TasksTerminated {
+        /// Which one, a SAM address.
+        lun: u64,
+    },
+    /// An event of the vendor's own.
+    Vendor {
+        /// The vendor's code.
+        code: u8,
+    },
     /// An event that means nothing to us.
-    UnknownEvent {
+    Unknown {
         /// RFC 7143 §11.9.1.
         code: u8,
     },
@@ -148,8 +204,8 @@ pub enum Event {
 pub struct Completed {
     /// Which slot is free now.
     pub slot: u16,
-    /// The iSCSI service response.
-    pub response: ServiceResponse,
+    /// The iSCSI service response; `None` if the task was aborted and there is none.
+    pub response: Option<ServiceResponse>,
     /// The SCSI status; `Status::TASK_ABORTED` where `response` is not `COMPLETED`, so that it is
     /// never taken for a success.
     pub status: Status,
@@ -157,80 +213,75 @@ pub struct Completed {
     pub sense: Option<Sense>,
     /// Bytes moved.
     pub transferred: u32,
+    /// Bytes that the target would have moved beyond the buffer: the CDB named more than it holds.
+    pub overflow: u32,
 }
 
 /// The machine of one session.
 #[derive(Debug)]
 pub struct Session {
     agreed: Agreed,
-    life: Life,
+    settings: Settings,
     window: Window,
-    exp_stat_sn: StatSn,
     tasks: Tasks,
     /// Slots that wait for the window, in order of submission.
     ready: VecDeque<u16>,
-    /// RFC 7143 §4.2.5.2: in order; unsolicited data leaves in the order of its commands.
-    sequences: VecDeque<Sequence>,
-    control: VecDeque<Control>,
-    keepalive: Keepalive,
-    /// Pings that left and were not answered.
-    pings: u16,
-    /// Makes the tags of pings differ.
-    pings_sent: u16,
-    /// The PDU whose data segment is due.
-    pending: Option<receive::Pending>,
+    /// By CID, without gaps.
+    connections: Vec<Connection>,
+    /// Task management functions under way.
+    functions: Vec<Function>,
+    ladder: Ladder,
+    /// What is to be told besides the answer to the PDU at hand.
+    events: VecDeque<Event>,
+    /// A logout of the whole session is queued or sent.
+    is_ending: bool,
+    /// Makes the tags of pings and functions differ.
+    tags: u16,
 }
 
-/// RFC 7143 §8.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
-    LoggedIn,
-    /// The target asked for a logout; commands in flight may end until the time given.
-    LogoutRequested {
-        until: Instant,
-    },
-    /// A logout is queued or sent.
-    InLogout {
-        is_asked_by_target: bool,
-    },
-}
-
-/// A control PDU that waits to leave.
-#[derive(Clone, Debug)]
-enum Control {
-    Ping,
-    Pong {
-        lun: u64,
-        ttt: TargetTransferTag,
-        data: Bytes,
-    },
-    Logout,
-}
-
-/// Tags of control PDUs: behind those of the tasks (`task::SLOTS_MAX`).
+/// Tags of control PDUs, in their lower half: behind those of the tasks (`task::SLOTS_MAX`).
 const PING_SLOT: u32 = 0xff00;
-const LOGOUT_TAG: InitiatorTaskTag = InitiatorTaskTag(0xff01);
-/// The connection's number in its session.
-const CID: u16 = 0;
+const LOGOUT_SLOT: u32 = 0xff01;
+const FUNCTION_SLOT: u32 = 0xff02;
 
 impl Session {
-    /// The session that a login established.
+    /// The session that a login established, with its leading connection.
     pub fn new(established: &Established, settings: Settings, now: Instant) -> Self {
         let tasks = Tasks::new(settings.tasks);
-        Self {
+        let mut session = Self {
             agreed: established.agreed.clone(),
-            life: Life::LoggedIn,
             window: Window::new(established.cmd_sn, &established.numbers),
-            exp_stat_sn: established.exp_stat_sn,
             ready: VecDeque::with_capacity(tasks.free()),
+            ladder: Ladder::new(&settings, tasks.free(), now),
             tasks,
-            sequences: VecDeque::with_capacity(SEQUENCES_READY),
-            control: VecDeque::with_capacity(PONGS_MAX + 2),
-            keepalive: Keepalive::new(settings.noop_interval, settings.noop_timeout, now),
-            pings: 0,
-            pings_sent: 0,
-            pending: None,
-        }
+            connections: Vec::with_capacity(1),
+            functions: Vec::new(),
+            events: VecDeque::new(),
+            is_ending: false,
+            tags: 0,
+            settings,
+        };
+        session.join(established, now);
+        session
+    }
+
+    /// A further login joined the session, before its first command; gives the connection's CID, which
+    /// must be the login's.
+    pub fn join(&mut self, established: &Established, now: Instant) -> u16 {
+        let cid = u16::try_from(self.connections.len()).unwrap_or(u16::MAX);
+        self.window.update(&established.numbers);
+        // RFC 7143 §13.12: each connection has lengths of its own. A task is cut into pieces before it
+        // is known where it goes, so that the shortest length holds for all.
+        let (agreed, joined) = (&mut self.agreed, &established.agreed);
+        agreed.theirs_max_recv_data_segment_bytes = agreed
+            .theirs_max_recv_data_segment_bytes
+            .min(joined.theirs_max_recv_data_segment_bytes);
+        agreed.ours_max_recv_data_segment_bytes = agreed
+            .ours_max_recv_data_segment_bytes
+            .max(joined.ours_max_recv_data_segment_bytes);
+        let connection = Connection::new(established, &self.settings, now);
+        self.connections.push(connection);
+        cid
     }
 
     /// Queues a command; gives the slot that names it from now on. `None` if no slot is free.
@@ -247,62 +298,81 @@ impl Session {
         Some(slot)
     }
 
-    /// The next PDU to leave.
-    pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        if let Some(control) = self.control.pop_front() {
-            return Some(self.transmit_control(control));
-        }
-        if let Some(transmit) = self.transmit_data_out() {
-            return Some(transmit);
-        }
-        self.transmit_command()
-    }
-
     /// Bytes came: the target lives.
-    pub fn handle_heard(&mut self, now: Instant) {
-        self.keepalive.heard(now);
+    ///
+    /// # Panics
+    /// If no connection has this CID, as all that name one.
+    pub fn handle_heard(&mut self, cid: u16, now: Instant) {
+        self.at(cid).keepalive.heard(now);
     }
 
     /// Does what is due at `now`.
     ///
     /// # Errors
-    /// The target was silent for too long.
+    /// The target was silent for too long, or does not answer a command whatever is done.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
-        if let Life::LogoutRequested { until } = self.life
-            && until <= now
-        {
-            self.queue_logout(true);
-        }
-        match self.keepalive.due(now) {
-            Due::Nothing => Ok(()),
-            Due::Ping => {
-                self.control.push_back(Control::Ping);
-                Ok(())
+        for cid in self.cids() {
+            if !self.at(cid).is_open() {
+                continue;
             }
-            Due::GiveUp => Err(SessionError::Silent {
-                after: self.keepalive.timeout(),
-            }),
+            let connection = self.at(cid);
+            if let State::LogoutRequested {
+                until: Some(until),
+                is_asked_by_target,
+            } = connection.state
+                && until <= now
+            {
+                self.queue_logout(cid, is_asked_by_target);
+            }
+            let connection = self.at(cid);
+            if connection.acknowledge_at().is_some_and(|at| at <= now) {
+                connection
+                    .control
+                    .push_back(Control::Acknowledge { lun: 0 });
+            }
+            match self.at(cid).keepalive.due(now) {
+                Due::Nothing => {}
+                // RFC 7143 §11.14 (F29): nothing new after a logout; that it is not answered is noticed all
+                // the same
+                Due::Ping if matches!(self.at(cid).state, State::InLogout { .. }) => {}
+                Due::Ping => {
+                    self.queue_ping(cid);
+                }
+                Due::GiveUp => {
+                    return Err(SessionError::Silent {
+                        after: self.settings.noop_timeout,
+                    });
+                }
+            }
         }
+        self.climb(now)?;
+        self.watch(now)
     }
 
     /// When `handle_timeout` is to be called next; earlier calls do no harm.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let until = match self.life {
-            Life::LogoutRequested { until } => Some(until),
-            Life::LoggedIn | Life::InLogout { .. } => None,
-        };
-        [until, self.keepalive.deadline()]
-            .into_iter()
+        let is_idle = self.tasks.is_empty() && self.functions.is_empty();
+        let of_connections = self
+            .connections
+            .iter()
+            .filter(|connection| connection.is_open())
+            .flat_map(|connection| {
+                [
+                    connection.logout_at(),
+                    connection.acknowledge_at(),
+                    connection.keepalive.deadline(),
+                ]
+            });
+        of_connections
+            .chain([self.ladder.deadline(is_idle)])
             .flatten()
             .min()
     }
 
-    /// Asks for the end of the session: no command leaves any more, a logout does.
-    pub fn handle_logout(&mut self) {
-        match self.life {
-            Life::LoggedIn | Life::LogoutRequested { .. } => self.queue_logout(false),
-            Life::InLogout { .. } => {}
-        }
+    /// What is to be told besides what `handle_segment` gave; to be asked after it and after
+    /// `handle_timeout`, until there is nothing.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
     }
 
     /// How many more commands `submit` takes.
@@ -315,149 +385,42 @@ impl Session {
         &self.agreed
     }
 
-    fn queue_logout(&mut self, is_asked_by_target: bool) {
-        self.life = Life::InLogout { is_asked_by_target };
-        self.control.push_back(Control::Logout);
+    /// The number that the login of a further connection carries.
+    pub fn cmd_sn(&self) -> CmdSn {
+        self.window.peek()
     }
 
-    fn transmit_control(&mut self, control: Control) -> Transmit {
-        // RFC 7143 §11.2.1.1, §4.2.2.1: immediate PDUs carry the next CmdSN and do not consume it
-        let (cmd_sn, exp_stat_sn) = (self.window.peek(), self.exp_stat_sn);
-        let ping = |initiator_task_tag, target_transfer_tag, lun| NopOut {
-            immediate: true,
-            lun,
-            initiator_task_tag,
-            target_transfer_tag,
-            cmd_sn,
-            exp_stat_sn,
-        };
-        match control {
-            Control::Ping => {
-                self.pings += 1;
-                self.pings_sent = self.pings_sent.wrapping_add(1);
-                let itt = InitiatorTaskTag(u32::from(self.pings_sent) << 16 | PING_SLOT);
-                let header = ping(itt, TargetTransferTag::RESERVED, 0).emit();
-                Transmit {
-                    header,
-                    payload: Payload::None,
-                }
-            }
-            Control::Pong { lun, ttt, data } => {
-                // RFC 7143 §11.18: tag, LUN and data come back; no answer to the answer
-                let mut header = ping(InitiatorTaskTag::RESERVED, ttt, lun).emit();
-                let length = u32::try_from(data.len()).expect("below our MaxRecvDataSegmentLength");
-                header::set_data_segment_bytes(&mut header, length);
-                Transmit {
-                    header,
-                    payload: Payload::Own(data),
-                }
-            }
-            Control::Logout => {
-                let request = LogoutRequest {
-                    immediate: true,
-                    reason: LogoutReason::CLOSE_SESSION,
-                    initiator_task_tag: LOGOUT_TAG,
-                    cid: CID,
-                    cmd_sn,
-                    exp_stat_sn,
-                };
-                Transmit {
-                    header: request.emit(),
-                    payload: Payload::None,
-                }
-            }
-        }
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.connections
+            .iter()
+            .filter(|connection| connection.is_open())
+            .count()
     }
 
-    fn transmit_data_out(&mut self) -> Option<Transmit> {
-        loop {
-            let sequence = self.sequences.front_mut()?;
-            let Ok((slot, task)) = self.tasks.find(sequence.itt) else {
-                // The task ended early: nobody waits for the rest.
-                self.sequences.pop_front();
-                continue;
-            };
-            let Transfer::Write(write) = &mut task.transfer else {
-                self.sequences.pop_front();
-                continue;
-            };
-            let piece = sequence.next_piece(self.agreed.theirs_max_recv_data_segment_bytes);
-            write.note_sent(&piece, sequence.ttt != TargetTransferTag::RESERVED);
-            let data_out = DataOut {
-                is_final: piece.is_final,
-                // RFC 7143 §11.7.4, §11.8.5: LUN and tag as the R2T has them
-                lun: sequence.lun,
-                initiator_task_tag: sequence.itt,
-                target_transfer_tag: sequence.ttt,
-                exp_stat_sn: self.exp_stat_sn,
-                data_sn: piece.data_sn,
-                buffer_offset: piece.offset,
-            };
-            if piece.is_final {
-                self.sequences.pop_front();
-            }
-            let mut header = data_out.emit();
-            header::set_data_segment_bytes(&mut header, piece.bytes);
-            let payload = Payload::Task {
-                slot,
-                offset: piece.offset,
-                bytes: piece.bytes,
-                is_data_out: true,
-            };
-            return Some(Transmit { header, payload });
-        }
+    fn queue_ping(&mut self, cid: u16) -> InitiatorTaskTag {
+        let itt = self.next_tag(PING_SLOT);
+        self.at(cid).control.push_back(Control::Ping(itt));
+        itt
     }
 
-    fn transmit_command(&mut self) -> Option<Transmit> {
-        // RFC 7143 §11.14: after a logout request no command follows; §11.9.1: nor after being asked
-        if self.life != Life::LoggedIn || self.ready.is_empty() {
-            return None;
-        }
-        // RFC 7143 §4.2.2.1: the target ignores commands beyond MaxCmdSN, so none may leave
-        let cmd_sn = self.window.take()?;
-        let slot = self.ready.pop_front()?;
-        let (itt, task) = self.tasks.mark_sent(slot);
-        let (read, write, length, unasked) = match &task.transfer {
-            Transfer::None => (false, false, 0, None),
-            Transfer::Read(_) => (true, false, task.transfer.progress().1, None),
-            Transfer::Write(write) => {
-                let unasked = transfer::unasked(write.length(), &self.agreed);
-                (false, true, write.length(), Some(unasked))
-            }
-        };
-        let immediate = unasked.map_or(0, |unasked| unasked.immediate);
-        let follows = unasked.filter(|unasked| unasked.end > unasked.immediate);
-        let command = ScsiCommand {
-            immediate: false,
-            // RFC 7143 §11.3.1: F if and only if no unsolicited data follows
-            is_final: follows.is_none(),
-            read,
-            write,
-            attribute: TaskAttribute::SIMPLE,
-            lun: task.lun,
-            initiator_task_tag: itt,
-            expected_data_transfer_bytes: length,
-            cmd_sn,
-            exp_stat_sn: self.exp_stat_sn,
-            cdb: task.cdb,
-        };
-        let mut header = command.emit();
-        header::set_data_segment_bytes(&mut header, immediate);
-        if let Some(unasked) = follows {
-            self.sequences
-                .push_back(Sequence::unsolicited(itt, unasked));
-        }
-        let payload = if immediate == 0 {
-            Payload::None
-        } else {
-            Payload::Task {
-                slot,
-                offset: 0,
-                bytes: immediate,
-                is_data_out: false,
-            }
-        };
-        Some(Transmit { header, payload })
+    /// A tag that no other PDU of this session has now.
+    fn next_tag(&mut self, slot: u32) -> InitiatorTaskTag {
+        self.tags = self.tags.wrapping_add(1);
+        InitiatorTaskTag(u32::from(self.tags) << 16 | slot)
+    }
+
+    fn at(&mut self, cid: u16) -> &mut Connection {
+        &mut self.connections[usize::from(cid)]
+    }
+
+    fn at_ref(&self, cid: u16) -> &Connection {
+        &self.connections[usize::from(cid)]
+    }
+
+    /// The CIDs of all connections that were ever opened.
+    fn cids(&self) -> std::ops::Range<u16> {
+        0..u16::try_from(self.connections.len()).unwrap_or(u16::MAX)
     }
 }
 

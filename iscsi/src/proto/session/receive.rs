@@ -3,19 +3,17 @@
 //! A PDU comes in two steps, because its payload does not pass through here: `handle_header` judges
 //! the header and says where the data segment belongs; `handle_segment` acts when it is there.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{
-    Completed, Control, Event, LOGOUT_TAG, Life, PING_SLOT, PONGS_MAX, Placement, Session,
-    SessionError, Violation,
-};
+use super::connection::Control;
+use super::{Completed, Event, PING_SLOT, PONGS_MAX, Placement, Session, SessionError, Violation};
 use crate::proto::task::Transfer;
 use crate::proto::transfer;
 use crate::scsi::{Sense, Status};
 use crate::wire::FromTarget;
-use crate::wire::async_message::{AsyncEvent, AsyncMessage};
+use crate::wire::async_message::AsyncMessage;
 use crate::wire::data_in::DataIn;
 use crate::wire::header::{self, Bhs, Opcode, ResponseNumbers};
 use crate::wire::logout::LogoutResponse;
@@ -23,8 +21,8 @@ use crate::wire::nop::NopIn;
 use crate::wire::r2t::R2t;
 use crate::wire::reject::Reject;
 use crate::wire::scsi_response::{Residual, ScsiResponse, ServiceResponse, sense_data};
-use crate::wire::serial::StatSn;
 use crate::wire::tag::{InitiatorTaskTag, TargetTransferTag};
+use crate::wire::task_management::TaskManagementResponse;
 
 /// A PDU whose header was accepted.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +32,9 @@ pub(super) enum Pending {
     R2t(R2t),
     NopIn(NopIn),
     Async(AsyncMessage, Instant),
-    Reject(Reject),
+    Reject(Reject, Instant),
     Logout(LogoutResponse),
+    Function(TaskManagementResponse),
 }
 
 impl Session {
@@ -43,7 +42,12 @@ impl Session {
     ///
     /// # Errors
     /// The target broke a rule.
-    pub fn handle_header(&mut self, bhs: &Bhs, now: Instant) -> Result<Placement, SessionError> {
+    pub fn handle_header(
+        &mut self,
+        cid: u16,
+        bhs: &Bhs,
+        now: Instant,
+    ) -> Result<Placement, SessionError> {
         let bytes = header::data_segment_bytes(bhs);
         let limit = self.agreed.ours_max_recv_data_segment_bytes;
         // RFC 7143 §13.12: no segment is longer than its receiver declared
@@ -56,34 +60,22 @@ impl Session {
         }
         let pdu = FromTarget::parse(bhs).map_err(Violation::Pdu)?;
         let (pending, numbers) = match pdu {
-            FromTarget::DataIn(data_in) => {
-                let (slot, task) = self.tasks.find(data_in.initiator_task_tag)?;
-                let Transfer::Read(read) = &mut task.transfer else {
-                    return Err(Violation::UnknownTask(data_in.initiator_task_tag.0).into());
-                };
-                let offset = read.place(&data_in, bytes)?;
-                self.window.update(&data_in.numbers);
-                self.pending = Some(Pending::DataIn(data_in));
-                return Ok(Placement::Task {
-                    slot,
-                    offset,
-                    bytes,
-                });
-            }
+            FromTarget::DataIn(data_in) => return self.place_data_in(cid, &data_in, bytes),
             FromTarget::ScsiResponse(response) => {
                 (Pending::ScsiResponse(response), response.numbers)
             }
             FromTarget::R2t(r2t) => (Pending::R2t(no_data(r2t, bytes)?), r2t.numbers),
             FromTarget::NopIn(nop_in) => (Pending::NopIn(nop_in), nop_in.numbers),
             FromTarget::AsyncMessage(message) => (Pending::Async(message, now), message.numbers),
-            FromTarget::Reject(reject) => (Pending::Reject(reject), reject.numbers),
+            FromTarget::Reject(reject) => (Pending::Reject(reject, now), reject.numbers),
             FromTarget::LogoutResponse(response) => {
                 (Pending::Logout(no_data(response, bytes)?), response.numbers)
             }
-            // We ask for neither in full feature phase.
             FromTarget::TaskManagementResponse(response) => {
-                return Err(Violation::UnknownTask(response.initiator_task_tag.0).into());
+                let numbers = response.numbers;
+                (Pending::Function(no_data(response, bytes)?), numbers)
             }
+            // We ask for no text in full feature phase.
             FromTarget::TextResponse(response) => {
                 return Err(Violation::UnknownTask(response.initiator_task_tag.0).into());
             }
@@ -92,35 +84,90 @@ impl Session {
             }
         };
         self.window.update(&numbers);
-        self.pending = Some(pending);
+        self.at(cid).pending = Some(pending);
         Ok(Placement::Own { bytes })
     }
 
     /// The PDU is whole: acts on it. `data` is its data segment without padding, where
-    /// `handle_header` said `Own`.
+    /// `handle_header` said `Own`. What else there is to be told, `poll_event` says.
     ///
     /// # Errors
     /// The session is over: by a rule broken, by a rejection, by a logout.
-    pub fn handle_segment(&mut self, data: &[u8]) -> Result<Option<Event>, SessionError> {
-        match self.pending.take() {
-            Some(Pending::DataIn(data_in)) => self.handle_data_in(&data_in),
-            Some(Pending::ScsiResponse(response)) => self.handle_scsi_response(&response, data),
-            Some(Pending::R2t(r2t)) => self.handle_r2t(&r2t),
-            Some(Pending::NopIn(nop_in)) => self.handle_nop_in(&nop_in, data),
-            Some(Pending::Async(message, now)) => self.handle_async(&message, data, now),
-            Some(Pending::Reject(reject)) => self.handle_reject(&reject, data),
-            Some(Pending::Logout(response)) => Err(self.handle_logged_out(&response)),
+    pub fn handle_segment(&mut self, cid: u16, data: &[u8]) -> Result<Option<Event>, SessionError> {
+        match self.at(cid).pending.take() {
+            Some(Pending::DataIn(data_in)) => self.handle_data_in(cid, &data_in),
+            Some(Pending::ScsiResponse(response)) => {
+                self.handle_scsi_response(cid, &response, data)
+            }
+            Some(Pending::R2t(r2t)) => self.handle_r2t(cid, &r2t),
+            Some(Pending::NopIn(nop_in)) => self.handle_nop_in(cid, &nop_in, data),
+            Some(Pending::Async(message, now)) => self.handle_async(cid, &message, data, now),
+            Some(Pending::Reject(reject, now)) => self.handle_reject(cid, &reject, data, now),
+            Some(Pending::Logout(response)) => self.handle_logged_out(cid, &response),
+            Some(Pending::Function(response)) => self.handle_function_response(cid, &response),
             None => Ok(None),
         }
     }
 
-    fn handle_data_in(&mut self, data_in: &DataIn) -> Result<Option<Event>, SessionError> {
+    /// RFC 7143 §4.2.2.2: see `Connection::count_status`. While a function is under way that ends many
+    /// tasks each status is acknowledged at once: the target may hold its answer back until all are (RFC 7143 §4.2.2.3.4).
+    pub(super) fn count_status(
+        &mut self,
+        cid: u16,
+        numbers: ResponseNumbers,
+    ) -> Result<(), Violation> {
+        let is_fenced = self.holds_commands();
+        let connection = self.at(cid);
+        connection.count_status(numbers)?;
+        if is_fenced && connection.control.is_empty() {
+            connection
+                .control
+                .push_back(Control::Acknowledge { lun: 0 });
+        }
+        Ok(())
+    }
+
+    fn place_data_in(
+        &mut self,
+        cid: u16,
+        data_in: &DataIn,
+        bytes: u32,
+    ) -> Result<Placement, SessionError> {
+        let placement = match self.tasks.find_on(cid, data_in.initiator_task_tag) {
+            Ok((slot, task)) => {
+                let Transfer::Read(read) = &mut task.transfer else {
+                    return Err(Violation::UnknownTask(data_in.initiator_task_tag.0).into());
+                };
+                let offset = read.place(data_in, bytes)?;
+                Placement::Task {
+                    slot,
+                    offset,
+                    bytes,
+                }
+            }
+            Err(unknown) => {
+                // Its buffer is gone: the bytes are taken in, and looked at by nobody.
+                self.pass_over(data_in.initiator_task_tag, unknown)?;
+                Placement::Own { bytes }
+            }
+        };
+        self.window.update(&data_in.numbers);
+        self.at(cid).pending = Some(Pending::DataIn(*data_in));
+        Ok(placement)
+    }
+
+    fn handle_data_in(
+        &mut self,
+        cid: u16,
+        data_in: &DataIn,
+    ) -> Result<Option<Event>, SessionError> {
         // RFC 7143 §11.7.3: without S the PDU carries no status, and its StatSN does not count
         let Some(end) = data_in.status else {
             return Ok(None);
         };
-        self.count_status(data_in.numbers)?;
+        self.count_status(cid, data_in.numbers)?;
         self.complete(
+            cid,
             data_in.initiator_task_tag,
             ServiceResponse::COMPLETED,
             Status(end.status),
@@ -131,10 +178,11 @@ impl Session {
 
     fn handle_scsi_response(
         &mut self,
+        cid: u16,
         response: &ScsiResponse,
         data: &[u8],
     ) -> Result<Option<Event>, SessionError> {
-        self.count_status(response.numbers)?;
+        self.count_status(cid, response.numbers)?;
         // RFC 7143 §11.4.2: the status has a meaning only if the command completed at the target
         let status = if response.response == ServiceResponse::COMPLETED {
             Status(response.status)
@@ -143,6 +191,7 @@ impl Session {
         };
         let sense = Sense::parse(sense_data(data));
         self.complete(
+            cid,
             response.initiator_task_tag,
             response.response,
             status,
@@ -153,63 +202,75 @@ impl Session {
 
     fn complete(
         &mut self,
+        cid: u16,
         itt: InitiatorTaskTag,
         response: ServiceResponse,
         status: Status,
         residual: Residual,
         sense: Option<Sense>,
     ) -> Result<Option<Event>, SessionError> {
-        let (slot, task) = self.tasks.find(itt)?;
-        let (moved, length) = task.transfer.progress();
-        let is_good = status == Status::GOOD;
-        let transferred = transfer::moved(moved, length, residual, is_good)?;
+        let (slot, task) = match self.tasks.find_on(cid, itt) {
+            Ok(found) => found,
+            Err(unknown) => return self.pass_over(itt, unknown),
+        };
+        let transferred = transfer::moved(&task.transfer, residual, status == Status::GOOD)?;
         // Sequences of a task that ended early are passed over when their turn comes.
         self.tasks.remove(slot);
-        if matches!(self.life, Life::LogoutRequested { .. }) && self.tasks.sent() == 0 {
-            self.queue_logout(true);
-        }
+        self.at(cid).sent -= 1;
+        self.log_out_when_idle(cid);
         Ok(Some(Event::Completed(Completed {
             slot,
-            response,
+            response: Some(response),
             status,
             sense,
             transferred,
+            // RFC 7143 §11.4.5.1: all that was asked for came, and more was there
+            overflow: match residual {
+                Residual::Overflow(bytes) => bytes,
+                Residual::None | Residual::Underflow(_) => 0,
+            },
         })))
     }
 
-    fn handle_r2t(&mut self, r2t: &R2t) -> Result<Option<Event>, SessionError> {
-        let (_, task) = self.tasks.find(r2t.initiator_task_tag)?;
+    fn handle_r2t(&mut self, cid: u16, r2t: &R2t) -> Result<Option<Event>, SessionError> {
+        let task = match self.tasks.find_on(cid, r2t.initiator_task_tag) {
+            Ok((_, task)) => task,
+            Err(unknown) => return self.pass_over(r2t.initiator_task_tag, unknown),
+        };
         let lun = task.lun;
         let Transfer::Write(write) = &mut task.transfer else {
             return Err(Violation::UnknownTask(r2t.initiator_task_tag.0).into());
         };
         let sequence = write.answer(r2t, lun, &self.agreed)?;
-        self.sequences.push_back(sequence);
+        self.at(cid).sequences.push_back(sequence);
         Ok(None)
     }
 
     fn handle_nop_in(
         &mut self,
+        cid: u16,
         nop_in: &NopIn,
         data: &[u8],
     ) -> Result<Option<Event>, SessionError> {
-        if nop_in.initiator_task_tag != InitiatorTaskTag::RESERVED {
+        let itt = nop_in.initiator_task_tag;
+        if itt != InitiatorTaskTag::RESERVED {
             // RFC 7143 §11.19: the answer to our ping; its status number counts
-            self.count_status(nop_in.numbers)?;
-            if nop_in.initiator_task_tag.0 & 0xffff != PING_SLOT || self.pings == 0 {
-                return Err(Violation::UnknownTask(nop_in.initiator_task_tag.0).into());
+            self.count_status(cid, nop_in.numbers)?;
+            if !is_ping(itt) || self.at(cid).pings == 0 {
+                return Err(Violation::UnknownTask(itt.0).into());
             }
-            self.pings -= 1;
+            self.handle_ping_answered(cid, itt);
         }
         // RFC 7143 §11.19.2: an answer is wanted if and only if there is a transfer tag
         if nop_in.target_transfer_tag != TargetTransferTag::RESERVED {
-            if self.control.len() >= PONGS_MAX {
-                return Err(Violation::TooManyPings(PONGS_MAX).into());
-            }
             // A segment longer than the target takes itself is cut: it broke the rule first.
             let bytes_max = self.agreed.theirs_max_recv_data_segment_bytes;
             let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-            self.control.push_back(Control::Pong {
+            let connection = self.at(cid);
+            if connection.control.len() >= PONGS_MAX {
+                return Err(Violation::TooManyPings(PONGS_MAX).into());
+            }
+            connection.control.push_back(Control::Pong {
                 lun: nop_in.lun,
                 ttt: nop_in.target_transfer_tag,
                 data: Bytes::copy_from_slice(&data[..data.len().min(bytes_max)]),
@@ -217,104 +278,13 @@ impl Session {
         }
         Ok(None)
     }
-
-    fn handle_async(
-        &mut self,
-        message: &AsyncMessage,
-        data: &[u8],
-        now: Instant,
-    ) -> Result<Option<Event>, SessionError> {
-        self.count_status(message.numbers)?;
-        match message.event {
-            AsyncEvent::SCSI_EVENT => {
-                let sense = Sense::parse(sense_data(data));
-                Ok(Some(Event::ScsiEvent {
-                    lun: message.lun,
-                    sense,
-                }))
-            }
-            // RFC 7143 §11.9.1: a request to negotiate may be met by a logout as well
-            AsyncEvent::LOGOUT_REQUESTED | AsyncEvent::NEGOTIATION_REQUESTED => {
-                self.handle_logout_requested(message.parameter_3, now);
-                Ok(None)
-            }
-            // RFC 7143 §11.9.1: the connection is ours, as the session has but one
-            AsyncEvent::CONNECTION_DROPPED | AsyncEvent::SESSION_DROPPED => {
-                Err(SessionError::Dropped {
-                    wait: message.parameter_2,
-                    retain: message.parameter_3,
-                })
-            }
-            // TASKS_TERMINATED comes only with TaskReporting=FastAbort, which we do not agree to.
-            AsyncEvent(code) => Ok(Some(Event::UnknownEvent { code })),
-        }
-    }
-
-    /// Commands in flight get half of the time that the target gives us.
-    fn handle_logout_requested(&mut self, seconds: u16, now: Instant) {
-        if self.life != Life::LoggedIn {
-            return;
-        }
-        if self.tasks.sent() == 0 {
-            self.queue_logout(true);
-        } else {
-            let until = now + Duration::from_secs(u64::from(seconds)) / 2;
-            self.life = Life::LogoutRequested { until };
-        }
-    }
-
-    fn handle_reject(
-        &mut self,
-        reject: &Reject,
-        data: &[u8],
-    ) -> Result<Option<Event>, SessionError> {
-        self.count_status(reject.numbers)?;
-        // RFC 7143 §11.17: the data segment is the header of the rejected PDU
-        let opcode = data
-            .first_chunk::<48>()
-            .map_or(Opcode(0x3f), header::opcode);
-        if opcode == Opcode::NOP_OUT {
-            // A target that refuses pings lives all the same.
-            self.pings = self.pings.saturating_sub(1);
-            return Ok(None);
-        }
-        // RFC 7143 §7.3: at error recovery level 0 nothing less than a new session helps
-        Err(SessionError::Rejected {
-            reason: reject.reason,
-            opcode: opcode.0,
-        })
-    }
-
-    fn handle_logged_out(&mut self, response: &LogoutResponse) -> SessionError {
-        if let Err(violation) = self.count_status(response.numbers) {
-            return violation.into();
-        }
-        let known = response.initiator_task_tag == LOGOUT_TAG;
-        match self.life {
-            // RFC 7143 §11.15.1: whatever the response says, the connection ends here
-            Life::InLogout {
-                is_asked_by_target: true,
-            } if known => SessionError::LogoutRequested,
-            Life::InLogout {
-                is_asked_by_target: false,
-            } if known => SessionError::LoggedOut,
-            Life::InLogout { .. } | Life::LoggedIn | Life::LogoutRequested { .. } => {
-                Violation::UnknownTask(response.initiator_task_tag.0).into()
-            }
-        }
-    }
-
-    /// RFC 7143 §4.2.2.2: status numbers rise by one on a connection. A gap means that a status was
-    /// lost, which error recovery level 0 cannot mend.
-    fn count_status(&mut self, numbers: ResponseNumbers) -> Result<(), Violation> {
-        let (StatSn(expected), StatSn(seen)) = (self.exp_stat_sn, numbers.stat_sn);
-        if expected != seen {
-            return Err(Violation::StatSn { expected, seen });
-        }
-        self.exp_stat_sn = self.exp_stat_sn.next();
-        Ok(())
-    }
 }
+
+pub(super) fn is_ping(itt: InitiatorTaskTag) -> bool {
+    itt != InitiatorTaskTag::RESERVED && itt.0 & SLOT_MASK == PING_SLOT
+}
+
+const SLOT_MASK: u32 = 0xffff;
 
 fn no_data<T>(pdu: T, bytes: u32) -> Result<T, Violation> {
     if bytes == 0 {
