@@ -283,6 +283,7 @@ pub(super) mod tests {
                 transferred = u32::try_from(moved).unwrap();
             }
             Ok(Completion {
+                cdb: command.cdb,
                 token: 0,
                 status,
                 sense,

@@ -555,6 +555,7 @@ impl<S: Stream> Driver<S> {
             status: completed.status,
             sense: completed.sense,
             transferred: completed.transferred,
+            cdb: command.cdb,
             data: command.data,
         });
     }

@@ -106,6 +106,8 @@ pub struct Completion {
     pub status: Status,
     /// Sense data, if the status came with some.
     pub sense: Option<Sense>,
+    /// The command's.
+    pub cdb: Cdb,
     /// Bytes really moved (checked against bytes seen): `len()` less the underflow.
     pub transferred: u32,
     /// The buffer of the command.

@@ -129,7 +129,7 @@ async fn rejected_command_has_failed_or_its_session_has_whatever_the_reason() {
                 let told = matches!(
                     error,
                     SessionError::Rejected { .. }
-                        | SessionError::LogoutRequested
+                        | SessionError::LogoutRequested { .. }
                         | SessionError::Violation(_)
                 );
                 assert!(told, "{reason:#04x}: {error}");

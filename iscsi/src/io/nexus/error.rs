@@ -47,8 +47,8 @@ pub enum NexusError {
         /// As SPC-4 calls it.
         state: String,
     },
-    /// The owner wanted another path.
-    #[error("the path was left for another one")]
+    /// The target said that this path takes no I/O any more.
+    #[error("the path takes no I/O any more and was left for another one")]
     PathLeft,
     /// The command was at work when its session was lost, and is not one to be sent twice.
     #[error("it is not known whether the command was done, and it must not be done twice: {0}")]

@@ -19,11 +19,13 @@
 //! 3. What cannot be repeated (COMPARE AND WRITE, reservations) is not: its outcome is unknown, and that is said.
 //! 4. Every command that `submit` took ends exactly once: `Completed` or `Failed`, with its buffer.
 //!
-//! It knows one logical unit. Reactions to SCSI status are the owner's.
+//! It knows one logical unit. Reactions to SCSI status are the owner's, but for the one that says that another path
+//! is to be taken.
 
 mod attempt;
 mod error;
 mod params;
+mod preference;
 mod replay;
 
 use std::collections::VecDeque;
@@ -40,7 +42,7 @@ use super::{Command, Completion, Driver};
 use crate::proto::recovery::{Proved, Recovery};
 use crate::proto::session::TASKS_MAX;
 use crate::proto::{Portal, SessionError};
-use crate::scsi::Identity;
+use crate::scsi::{Identity, LunAddress, Status, Verdict};
 use attempt::{Attempt, NexusKey, Opened};
 
 pub use error::NexusError;
@@ -65,6 +67,8 @@ pub struct Nexus<N: Network = Tcp> {
     /// Why the last attempt failed, or the session ended.
     cause: Option<Arc<NexusError>>,
     attempts: u32,
+    /// Paths left in a row since the last command that was done.
+    leaves: usize,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -201,6 +205,7 @@ impl<N: Network> Nexus<N> {
             unfenced: None,
             cause: None,
             attempts: 0,
+            leaves: 0,
             timer: None,
             params,
         }
@@ -266,14 +271,6 @@ impl<N: Network> Nexus<N> {
         self.timer = None;
     }
 
-    /// The path is not to be used any more (its port group is standby or unavailable): what was not answered goes
-    /// on over another one. Does nothing if there is no other.
-    pub fn leave_path(&mut self) {
-        if self.params.paths.len() > 1 {
-            self.lose(NexusError::PathLeft);
-        }
-    }
-
     /// How many more commands `submit` takes now.
     pub fn free_slots(&self) -> usize {
         let slots = match &self.link {
@@ -310,7 +307,9 @@ impl<N: Network> Nexus<N> {
                     replay::release(&mut self.held, driver, lun);
                 }
                 match driver.poll_completion(cx) {
-                    Poll::Ready(Ok(completion)) => return Poll::Ready(Some(completion)),
+                    Poll::Ready(Ok(completion)) => {
+                        return Poll::Ready(self.look_at(completion));
+                    }
                     Poll::Ready(Err(error)) => {
                         self.lose(NexusError::Session(error));
                         return Poll::Ready(None);
@@ -329,6 +328,28 @@ impl<N: Network> Nexus<N> {
             Link::Down => {}
         }
         self.poll_timer(cx)
+    }
+
+    /// Gives the answer to the owner, unless it says that this path is the wrong one and there is another.
+    fn look_at(&mut self, completion: Completion) -> Option<Completion> {
+        if completion.status == Status::GOOD {
+            self.leaves = 0;
+            return Some(completion);
+        }
+        // S7: standby or unavailable: the command was not done, and goes on elsewhere. Not in a circle, though.
+        let verdict = Verdict::of(completion.status, completion.sense.as_ref());
+        if verdict != Verdict::SwitchPath || self.leaves + 1 >= self.params.paths.len() {
+            return Some(completion);
+        }
+        self.leaves += 1;
+        let Completion {
+            token, cdb, data, ..
+        } = completion;
+        // Its LUN is that of the path on which it will leave.
+        let lun = LunAddress(0);
+        self.lose(NexusError::PathLeft);
+        self.held.push_front((token, Command { lun, cdb, data }));
+        None
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Completion>> {
