@@ -6,6 +6,7 @@
 
 pub mod cloud;
 pub mod nbd;
+pub mod proxy;
 mod random;
 pub mod stamp;
 pub mod target;
