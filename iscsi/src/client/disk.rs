@@ -1,42 +1,75 @@
-//! A disk: one logical unit of a session, by blocks. What its calls do, `unit` says.
+//! A disk: one logical unit, by blocks. What its calls do, `unit` says.
 
 use bytes::{Bytes, BytesMut};
 
-use super::owner::Commands;
+use super::owner::{self, Commands, Task};
 use super::unit::{Compared, Refusals, Unit};
-use super::{Error, LunInfo, Reservations, Session, probe, target_port_groups};
-use crate::proto::SessionParams;
+use super::{DiskBuilder, Error, LunInfo, Reservations, probe, target_port_groups};
+use crate::io::{Nexus, NexusParams};
+use crate::proto::{IscsiName, Portal, SessionParams};
 use crate::scsi::lba_status::LbaStatus;
-use crate::scsi::{Blocks, Extent, Lba, TargetPortGroups};
+use crate::scsi::{Blocks, Extent, Lba, LunAddress, TargetPortGroups};
 
-/// One logical unit of a session. All its calls may be made at once, from many tasks.
+/// One logical unit. All its calls may be made at once, from many tasks.
+///
+/// Opened by itself (`Disk::open`, `Disk::over`) it outlives its sessions: when one is lost, calls wait, and go on after
+/// a new login and the identity gate (`io::Nexus`). One that a `Session` gave ends with that session.
 #[derive(Debug)]
 pub struct Disk {
     commands: Commands,
-    /// Only if it was opened with a session of its own.
-    session: Option<Session>,
+    /// Only if what carries its commands is its own.
+    task: Option<Task>,
     info: LunInfo,
     refusals: Refusals,
 }
 
 impl Disk {
-    /// Logs in with a session of its own and probes the logical unit.
+    /// Begins a disk: who we are, where, at which target, under which number.
+    pub fn builder(
+        initiator_name: IscsiName,
+        portal: Portal,
+        target_name: IscsiName,
+        lun: u16,
+    ) -> DiskBuilder {
+        DiskBuilder::new(initiator_name, portal, target_name, lun)
+    }
+
+    /// Logs in, probes the logical unit, and starts the task that carries its commands on the current runtime; one
+    /// path, and the patience that is usual for disks: calls wait two minutes for a target that is away.
     ///
     /// # Errors
-    /// `Login`, or as `probe`.
+    /// `Misuse` if the parameters name no target; as `over`.
     ///
     /// # Cancel safety
-    /// The session is dropped, and logs out by itself.
+    /// As `over`.
     pub async fn open(params: &SessionParams, lun: u16) -> Result<Self, Error> {
-        let session = Session::connect(params).await?;
-        match Self::of(session.commands(), lun).await {
+        let lun = LunAddress::from_number(lun);
+        Self::over(NexusParams::new(params.clone(), lun)?).await
+    }
+
+    /// As `open`, with several paths and a patience of one's own.
+    ///
+    /// # Errors
+    /// `Login`; `NoSuchLun`, `Nexus` if the unit did not pass its examination; or as `probe`.
+    ///
+    /// # Cancel safety
+    /// The session is dropped, and the target ends it by itself.
+    pub async fn over(params: NexusParams) -> Result<Self, Error> {
+        let first = params.paths.first().and_then(|path| path.lun.number());
+        let lun = first.and_then(|number| u16::try_from(number).ok());
+        let lun = lun.ok_or(Error::Misuse("a disk needs a path, and a LUN below 16384"))?;
+        let nexus = Nexus::open(params)
+            .await
+            .map_err(|error| Error::of_nexus(error, lun))?;
+        let (commands, task) = owner::start(nexus);
+        match Self::of(commands, lun).await {
             Ok(disk) => Ok(Self {
-                session: Some(session),
+                task: Some(task),
                 ..disk
             }),
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = session.logout().await;
+                let _ = task.ended().await;
                 Err(error)
             }
         }
@@ -47,7 +80,7 @@ impl Disk {
         let info = probe(&mut commands, lun).await?;
         Ok(Self {
             commands,
-            session: None,
+            task: None,
             info,
             refusals: Refusals::default(),
         })
@@ -58,12 +91,10 @@ impl Disk {
     /// # Errors
     /// `Session` if it had ended otherwise.
     pub async fn close(self) -> Result<(), Error> {
-        let Self {
-            commands, session, ..
-        } = self;
+        let Self { commands, task, .. } = self;
         drop(commands);
-        match session {
-            Some(session) => session.logout().await,
+        match task {
+            Some(task) => task.ended().await,
             None => Ok(()),
         }
     }
@@ -86,7 +117,7 @@ impl Disk {
     /// Reads `lba..lba + blocks`.
     ///
     /// # Errors
-    /// `Misuse` if the range is not on the disk; `Refused`, `Short`, `NotReady`, `TimedOut`, `Session`.
+    /// `Misuse` if the range is not on the disk; `Refused`, `Short`, `NotReady`, `Session`.
     ///
     /// # Cancel safety
     /// The data is lost, nothing else.
@@ -108,7 +139,7 @@ impl Disk {
     /// All writes that have returned are on the medium when this returns.
     ///
     /// # Errors
-    /// `Refused`, `NotReady`, `TimedOut`, `Session`.
+    /// `Refused`, `NotReady`, `Session`.
     pub async fn flush(&self) -> Result<(), Error> {
         self.unit().flush(Lba(0), Blocks(0)).await
     }
@@ -126,7 +157,7 @@ impl Disk {
     /// blocks read as afterwards, `LunInfo::unmapped_reads_zero` says.
     ///
     /// # Errors
-    /// `Unsupported`; `Misuse` if an extent is not on the disk; `Refused`, `NotReady`, `TimedOut`, `Session`.
+    /// `Unsupported`; `Misuse` if an extent is not on the disk; `Refused`, `NotReady`, `Session`.
     ///
     /// # Cancel safety
     /// Some of the blocks may have been given back.
@@ -157,7 +188,7 @@ impl Disk {
     /// A command whose outcome is unknown is not repeated: the error says so, and a read tells.
     ///
     /// # Errors
-    /// `Unsupported`, `Misuse`, `Refused`, `NotReady`, `TimedOut`, `Session`.
+    /// `Unsupported`, `Misuse`, `Refused`, `NotReady`, `Session`.
     ///
     /// # Cancel safety
     /// It may or may not be done.
@@ -176,7 +207,7 @@ impl Disk {
     /// at all, which is remembered.
     ///
     /// # Errors
-    /// `Misuse`, `Violation`, `Refused`, `NotReady`, `TimedOut`, `Session`.
+    /// `Misuse`, `Violation`, `Refused`, `NotReady`, `Session`.
     pub async fn lba_status(&self, lba: Lba) -> Result<Option<Vec<LbaStatus>>, Error> {
         self.unit().lba_status(lba).await
     }
@@ -184,7 +215,7 @@ impl Disk {
     /// The target port groups through which it is reached; `None` if it has no asymmetric access to report.
     ///
     /// # Errors
-    /// `Violation`, `Refused`, `NotReady`, `TimedOut`, `Session`.
+    /// `Violation`, `Refused`, `NotReady`, `Session`.
     pub async fn target_port_groups(&self) -> Result<Option<TargetPortGroups>, Error> {
         let unit = self.unit();
         let (lun, mut carrier) = (unit.lun(), unit.carrier);

@@ -3,13 +3,11 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 
 use super::{Error, Patience};
 use crate::io::{Command, Completion, Data, Driver, Event, Network, Nexus, Stream};
-use crate::scsi::cdb::TimeoutClass;
 use crate::scsi::{Cdb, LunAddress, Verdict, Violation};
 
 /// Carries one SCSI command to the target and brings its answer.
@@ -150,7 +148,8 @@ pub(super) async fn ask_whole(
 /// Executes the command until it is done, repeating it as its answers ask.
 ///
 /// # Errors
-/// `Refused` if it failed, `NotReady` if it was to be repeated too often, `TimedOut`, `Session`.
+/// `Refused` if it failed, `NotReady` if it was to be repeated too often; as `Execute::execute`. That there is an answer
+/// at all is the carrier's care: a session has a ladder of timeouts, a nexus its replacement timeout.
 pub(super) async fn perform(
     carrier: &mut impl Execute,
     during: &'static str,
@@ -159,12 +158,8 @@ pub(super) async fn perform(
     let (lun, cdb) = (command.lun, command.cdb);
     let mut command = command;
     let mut patience = Patience::default();
-    let waited = answer_timeout(cdb.timeout_class());
     loop {
-        let answer = tokio::time::timeout(waited, carrier.execute(during, command));
-        let completion = answer
-            .await
-            .map_err(|_| Error::TimedOut { during, waited })??;
+        let completion = carrier.execute(during, command).await?;
         let (status, sense) = (completion.status, completion.sense);
         let verdict = Verdict::of(status, sense.as_ref());
         match verdict {
@@ -222,23 +217,13 @@ pub(super) async fn perform(
 
 /// Nobody else submits, so one number is enough.
 const TOKEN: u64 = 0;
-fn answer_timeout(class: TimeoutClass) -> Duration {
-    match class {
-        TimeoutClass::Normal => ANSWER_TIMEOUT,
-        TimeoutClass::Flush | TimeoutClass::Zeroing => SLOW_ANSWER_TIMEOUT,
-    }
-}
-
 /// What most answers fit in.
 const ANSWER_BYTES_FIRST: u32 = 1024;
-/// Longer than any healthy unit needs.
-const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
-/// A NAS was seen to need many seconds to flush its cache; three times the time of others is beyond all of them.
-const SLOW_ANSWER_TIMEOUT: Duration = Duration::from_mins(3);
 
 #[cfg(test)]
 pub(super) mod tests {
     use std::collections::VecDeque;
+    use std::time::Duration;
 
     use bytes::Bytes;
 
@@ -385,13 +370,9 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failure_and_silence_are_told_apart() {
+    async fn a_failure_is_not_repeated() {
         let (result, asked, _) = run(Script::default().check(SenseKey::MediumError, 0x11, 0)).await;
         assert!(matches!(result, Err(Error::Refused { .. })));
         assert_eq!(asked, 1);
-
-        let (result, _, took) = run(Script::default()).await;
-        assert!(matches!(result, Err(Error::TimedOut { .. })));
-        assert_eq!(took.as_secs(), 60);
     }
 }

@@ -20,7 +20,7 @@ use crate::scsi::{Cdb, LunAddress, SenseKey, Violation};
 /// ```
 ///
 /// # Errors
-/// `Refused`, `Violation`, `NotReady`, `TimedOut`, `Session`.
+/// `Refused`, `Violation`, `NotReady`, `Session`.
 ///
 /// # Cancel safety
 /// Only a question is asked.

@@ -15,6 +15,7 @@
 //! Whoever wants no task and no channel between himself and the wire polls an `io::Driver` and uses `probe` alone:
 //! the daemon's lanes do.
 
+mod builder;
 mod disk;
 mod error;
 mod execute;
@@ -27,6 +28,7 @@ mod session;
 mod unit;
 
 pub use crate::io::discover;
+pub use builder::DiskBuilder;
 pub use disk::Disk;
 pub use error::Error;
 pub use execute::Execute;

@@ -62,7 +62,7 @@ pub struct WriteSameLimits {
 /// Asks the logical unit what it is, and waits until it is ready.
 ///
 /// # Errors
-/// `NoSuchLun`, `NotADisk`, `NotReady`; `Refused`, `Violation`, `TimedOut`, `Session` with the command's name.
+/// `NoSuchLun`, `NotADisk`, `NotReady`; `Refused`, `Violation`, `Session` with the command's name.
 ///
 /// # Cancel safety
 /// Only questions are asked: nothing changes at the target.

@@ -38,7 +38,7 @@ impl<'a> Reservations<'a> {
     /// All registered keys.
     ///
     /// # Errors
-    /// `Refused`, `Violation`, `NotReady`, `TimedOut`, `Session`.
+    /// `Refused`, `Violation`, `NotReady`, `Session`.
     pub async fn keys(mut self) -> Result<Keys, Error> {
         read(&mut self.unit, ReserveIn::ReadKeys, Keys::parse).await
     }
@@ -74,7 +74,7 @@ impl<'a> Reservations<'a> {
     /// `persist`: registrations outlive a loss of power, if the unit can.
     ///
     /// # Errors
-    /// `Refused`, with a reservation conflict if `existing` is not our key; `NotReady`, `TimedOut`, `Session`.
+    /// `Refused`, with a reservation conflict if `existing` is not our key; `NotReady`, `Session`.
     pub async fn register(
         mut self,
         existing: ReservationKey,
