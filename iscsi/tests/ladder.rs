@@ -124,7 +124,7 @@ async fn target_without_task_management_loses_the_session() {
 async fn owner_resets_a_unit_and_aborts_a_command() {
     let target = builder().start_blocking();
     let mut driver = Driver::connect(&params(&target)).await.unwrap();
-    target.inject(Fault::NoAnswer { nth: 1 });
+    target.inject(Fault::HoldCommand { nth: 1 });
     driver.submit(1, read(1, 0, 1)).unwrap();
     driver.submit(2, read(2, 0, 1)).unwrap();
     let abort = TaskManagementFunction::ABORT_TASK;
@@ -136,7 +136,7 @@ async fn owner_resets_a_unit_and_aborts_a_command() {
     let aborted = next(&mut driver).await.unwrap();
     assert_eq!((aborted.token, aborted.status), (1, Status::TASK_ABORTED));
 
-    target.inject(Fault::NoAnswer { nth: 1 });
+    target.inject(Fault::HoldCommand { nth: 1 });
     driver.submit(3, read(1, 0, 1)).unwrap();
     driver.submit(4, read(2, 0, 1)).unwrap();
     assert_eq!(next(&mut driver).await.unwrap().token, 4);
@@ -257,7 +257,9 @@ async fn data_goes_over_several_connections() {
             (driver.agreed().max_connections, driver.connections()),
             (3, 3)
         );
-        exercise(&mut driver).await;
+        eprintln!("{initial_r2t} {immediate_data}");
+        let r = tokio::time::timeout(Duration::from_secs(3), exercise(&mut driver)).await;
+        assert!(r.is_ok(), "{:?}", target.violations());
         driver.close_connection(1).await.unwrap();
         assert_eq!(driver.connections(), 2);
         exercise(&mut driver).await;
