@@ -20,8 +20,12 @@ use iscsi::proto::negotiation::{Negotiation, Role};
 use iscsi::proto::session::{Direction, Event, Placement, Session, Settings};
 use iscsi::proto::{ChapAlgorithm, ChapCredentials, Isid, Offers, Secret, SessionParams, Timeouts};
 use iscsi::scsi::mode::ModeParameters;
+use iscsi::scsi::reservation::{Capabilities, FullStatus, Keys, Reservation};
 use iscsi::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Provisioning};
-use iscsi::scsi::{Blocks, Capacity, Cdb, Inquiry, Lba, LunAddress, Sense};
+use iscsi::scsi::{
+    Blocks, Capacity, Cdb, Examination, Inquiry, Lba, LunAddress, Sense, Status, TargetPortGroups,
+    lba_status,
+};
 use iscsi::wire::header::{ResponseNumbers, ahs_bytes, data_segment_bytes};
 use iscsi::wire::logout::LogoutReason;
 use iscsi::wire::serial::{CmdSn, StatSn};
@@ -34,6 +38,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets, by the names of their folders in `corpus/`.
 pub const TARGETS: [Target; 11] = [
     ("chap_values", chap_values),
+    ("examination", examination),
     ("login", login),
     ("nbd_options", nbd_options),
     ("nbd_requests", nbd_requests),
@@ -337,7 +342,27 @@ pub fn sense(data: &[u8]) {
     }
 }
 
-/// Answers to INQUIRY, READ CAPACITY(16), MODE SENSE and REPORT LUNS.
+/// A unit's side of an examination: each answer is a status, whether sense data follows, a length, and so many bytes.
+pub fn examination(data: &[u8]) {
+    let mut examination = Examination::new(LunAddress::from_number(1), None);
+    let mut rest = data;
+    let mut questions = 0;
+    while let Some((cdb, allocation)) = examination.poll_command() {
+        let [status, has_sense, length, after @ ..] = rest else {
+            return;
+        };
+        let (answer, after) = after.split_at(after.len().min(usize::from(*length)));
+        rest = after;
+        assert!(allocation <= 8192 && cdb.0[0] != 0x8A);
+        let sense = Sense::parse(answer).filter(|_| has_sense & 1 != 0);
+        let _ = examination.handle_answer(Status(*status), sense.as_ref(), answer);
+        questions += 1;
+        assert!(questions <= data.len());
+    }
+}
+
+/// Answers to INQUIRY, READ CAPACITY(16), MODE SENSE, REPORT LUNS, REPORT TARGET PORT GROUPS, GET LBA STATUS and
+/// PERSISTENT RESERVE IN.
 pub fn scsi_data(data: &[u8]) {
     if let Ok(inquiry) = Inquiry::parse(data) {
         assert!(inquiry.vendor.is_ascii() && inquiry.product.is_ascii());
@@ -350,10 +375,30 @@ pub fn scsi_data(data: &[u8]) {
     if let Ok(luns) = iscsi::scsi::lun::parse_report_luns(data) {
         assert!(luns.len() <= data.len() / 8);
     }
+    if let Ok(statuses) = lba_status::parse(data) {
+        assert!(statuses.len() <= data.len() / 16);
+    }
+    if let Ok(groups) = TargetPortGroups::parse(data) {
+        assert!(groups.groups.len() <= data.len() / 8);
+    }
+    let _ = Reservation::parse(data);
+    let _ = Capabilities::parse(data);
+    if let Ok(keys) = Keys::parse(data) {
+        assert!(keys.keys.len() <= data.len() / 8);
+    }
+    if let Ok(status) = FullStatus::parse(data) {
+        for registrant in status.registrants {
+            let _ = registrant.initiator();
+        }
+    }
     let _ = vpd::parse_supported_pages(data);
     let _ = vpd::parse_serial(data);
     for designator in vpd::parse_designators(data).unwrap_or_default() {
         assert!(designator.to_string().is_ascii());
+        let _ = (
+            designator.target_port_group(),
+            designator.relative_target_port(),
+        );
     }
     let _ = BlockLimits::parse(data);
     let _ = BlockCharacteristics::parse(data);

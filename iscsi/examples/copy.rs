@@ -5,7 +5,6 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use iscsi::client::Disk;
-use iscsi::proto::{Isid, SessionParams};
 use iscsi::scsi::{Blocks, Lba};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
@@ -33,9 +32,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
         return Err("usage: copy HOST[:PORT] TARGET LUN FILE".into());
     };
     let name = "iqn.2026-11.org.cinder-nbd:example".parse()?;
-    let mut params = SessionParams::new(portal.parse()?, name, Isid::random([0, 0, 3], 0));
-    params.target_name = Some(target.parse()?);
-    let disk = Disk::open(&params, lun.parse()?).await?;
+    let disk = Disk::builder(name, portal.parse()?, target.parse()?, lun.parse()?)
+        .open()
+        .await?;
     let mut file = File::create(file).await?;
     let each = Blocks(CHUNK_BYTES / disk.block_size());
     let mut next = Lba(0);

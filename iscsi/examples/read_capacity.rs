@@ -4,7 +4,6 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use iscsi::client::Disk;
-use iscsi::proto::{Isid, SessionParams};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -30,9 +29,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
         return Err("usage: read_capacity HOST[:PORT] TARGET LUN".into());
     };
     let name = "iqn.2026-11.org.cinder-nbd:example".parse()?;
-    let mut params = SessionParams::new(portal.parse()?, name, Isid::random([0, 0, 2], 0));
-    params.target_name = Some(target.parse()?);
-    let disk = Disk::open(&params, lun.parse()?).await?;
+    let disk = Disk::builder(name, portal.parse()?, target.parse()?, lun.parse()?)
+        .open()
+        .await?;
     let info = disk.info();
     println!("{info}");
     println!(

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use iscsi::client::{Disk, Error, Session};
 use iscsi::proto::{Isid, SessionParams};
 use iscsi::scsi::{Blocks, Lba};
+use support::target::{Disk as Medium, Target};
 use support::tgt::Tgtd;
 
 const IQN: &str = "iqn.2026-11.test:client";
@@ -96,7 +97,8 @@ async fn a_lun_that_is_not_there_leaves_no_session() {
 #[tokio::test]
 async fn a_lost_session_is_told_to_all_with_its_cause() {
     let tgtd = tgtd();
-    let disk = Disk::open(&params(&tgtd), 1).await.unwrap();
+    let session = Session::connect(&params(&tgtd)).await.unwrap();
+    let disk = session.disk(1).await.unwrap();
     tgtd.freeze();
     let (first, second, ()) = tokio::join!(
         disk.read(Lba(0), Blocks(8)),
@@ -115,5 +117,36 @@ async fn a_lost_session_is_told_to_all_with_its_cause() {
             "{lost:?}"
         );
     }
-    assert!(disk.close().await.is_err());
+    disk.close().await.unwrap();
+    assert!(session.logout().await.is_err());
+}
+
+// E8: whoever holds a disk does not notice
+#[tokio::test]
+async fn a_disk_outlives_its_sessions() {
+    let target = Target::builder()
+        .iqn(IQN)
+        .time_to_wait(0)
+        .lun(1, Medium::memory(4 << 20))
+        .start_blocking();
+    let disk = Disk::builder(
+        "iqn.2026-11.org.cinder-nbd:test".parse().unwrap(),
+        target.portal().parse().unwrap(),
+        IQN.parse().unwrap(),
+        1,
+    )
+    .open()
+    .await
+    .unwrap();
+    for round in 0..20u8 {
+        let data = Bytes::from(vec![round; 64 << 10]);
+        let lba = Lba(u64::from(round) * 128);
+        target.drop_connections();
+        disk.write(lba, data.clone(), false).await.unwrap();
+        assert!(disk.read(lba, Blocks(128)).await.unwrap() == data);
+    }
+    assert!(target.logins() > 10);
+    assert_eq!(target.violations(), Vec::<String>::new());
+    disk.close().await.unwrap();
+    target.wait_sessions(0);
 }

@@ -7,7 +7,8 @@
 //! 1. Every limit is at least one block: a unit that reports less is taken at its word no further.
 //! 2. Optimal lengths are hints: they never become limits (LIO once reported 8 blocks for a fast disk).
 
-use iscsi::client::LunInfo;
+use iscsi::client::{LunInfo, WriteSameLimits};
+use iscsi::scsi::unmap::UnmapLimits;
 use iscsi::scsi::{BlockLength, Blocks, ByteCount, Lba, LunAddress};
 
 use crate::block::Geometry;
@@ -30,9 +31,9 @@ pub(super) struct Limits {
     /// WCE of the Caching page: is there a volatile cache? `None`: not told.
     pub(super) write_cache: Option<bool>,
     /// UNMAP, if the unit has it.
-    pub(super) unmap: Option<Unmap>,
+    pub(super) unmap: Option<UnmapLimits>,
     /// WRITE SAME(16), if the unit has it.
-    pub(super) write_same: Option<WriteSame>,
+    pub(super) write_same: Option<WriteSameLimits>,
     /// No writes: the unit or we say so.
     pub(super) read_only: bool,
 }
@@ -46,26 +47,6 @@ pub(super) enum Fua {
     Flush,
     /// There is no volatile cache.
     Needless,
-}
-
-/// The limits of UNMAP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unmap {
-    /// The most in one command.
-    pub(super) blocks_max: Blocks,
-    /// Blocks are given back in groups of so many.
-    pub(super) granularity: u32,
-    /// The first block of a group.
-    pub(super) alignment: u32,
-}
-
-/// The limits of WRITE SAME(16).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WriteSame {
-    /// The most in one command.
-    pub(super) blocks_max: Blocks,
-    /// With the UNMAP bit the range is given back and reads as zeroes.
-    pub(super) unmap: bool,
 }
 
 impl Limits {
@@ -91,8 +72,8 @@ impl Limits {
                 (_, false) => Fua::Flush,
             },
             write_cache,
-            unmap: unmap(info),
-            write_same: write_same(info),
+            unmap: info.unmap_limits(),
+            write_same: info.write_same_limits(),
             read_only: read_only || info.mode.is_some_and(|mode| mode.write_protected),
         }
     }
@@ -134,48 +115,10 @@ pub(super) fn geometry(info: &LunInfo, limits: &Limits) -> Geometry {
     }
 }
 
-/// UNMAP needs LBPU and both maxima of page B0h (SBC-4 6.6.4: zero means that it is not implemented).
-fn unmap(info: &LunInfo) -> Option<Unmap> {
-    let limits = &info.limits;
-    limits.unmap_descriptors_max?;
-    let blocks_max = limits
-        .unmap_blocks_max
-        .filter(|_| info.provisioning.unmap)?;
-    let granularity = limits.unmap_granularity.unwrap_or(1);
-    Some(Unmap {
-        blocks_max: Blocks(blocks_max),
-        granularity,
-        alignment: limits.unmap_alignment.unwrap_or(0) % granularity,
-    })
-}
-
-/// WRITE SAME(16) is there if page B0h limits it or page B2h lets it unmap.
-fn write_same(info: &LunInfo) -> Option<WriteSame> {
-    let told = info.limits.write_same_max;
-    if told.is_none() && !info.provisioning.write_same_unmap {
-        return None;
-    }
-    let ours = info
-        .capacity
-        .block_length
-        .blocks_within(WRITE_SAME_BYTES_MAX)
-        .0;
-    let blocks = told
-        .and_then(|told| u32::try_from(told).ok())
-        .unwrap_or(u32::MAX)
-        .min(ours);
-    Some(WriteSame {
-        blocks_max: Blocks(blocks.max(1)),
-        unmap: info.provisioning.write_same_unmap && info.unmapped_reads_zero(),
-    })
-}
-
 /// Initiators in kernels send about as much in one command, so every target has met it; more gains nothing.
 pub(super) const TRANSFER_BYTES_MAX: ByteCount = ByteCount(1 << 20);
 /// Zeroes that must be sent: one buffer of this size is kept by each LUN.
 pub(super) const ZEROES_BYTES_MAX: ByteCount = ByteCount(256 << 10);
-/// Zeroing takes a target real time where it cannot unmap: so much is done well within any timeout.
-const WRITE_SAME_BYTES_MAX: ByteCount = ByteCount(32 << 20);
 /// The largest payload that NBD allows its clients without asking; the kernel sends no larger ones.
 const REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// The page cache works in these.
@@ -186,7 +129,7 @@ const PREFERRED_BYTES_MAX: u32 = 64 << 10;
 #[cfg(test)]
 pub(super) mod tests {
     use iscsi::scsi::Capacity;
-    use iscsi::scsi::inquiry::{DeviceType, Inquiry, PeripheralQualifier};
+    use iscsi::scsi::inquiry::{AsymmetricAccess, DeviceType, Inquiry, PeripheralQualifier};
     use iscsi::scsi::mode::ModeParameters;
     use iscsi::scsi::vpd::{BlockCharacteristics, BlockLimits, Provisioning};
 
@@ -201,6 +144,7 @@ pub(super) mod tests {
                 device_type: DeviceType::DISK,
                 version: 6,
                 protect: false,
+                asymmetric_access: AsymmetricAccess::default(),
                 vendor: "ACME".to_owned(),
                 product: "VOLUME".to_owned(),
                 revision: "1.0".to_owned(),
@@ -283,15 +227,16 @@ pub(super) mod tests {
         assert_eq!(limits.fua, Fua::Bit);
         assert_eq!(
             limits.unmap,
-            Some(Unmap {
+            Some(UnmapLimits {
                 blocks_max: Blocks(100),
+                descriptors_max: 1,
                 granularity: 8,
                 alignment: 4
             })
         );
         assert_eq!(
             limits.write_same,
-            Some(WriteSame {
+            Some(WriteSameLimits {
                 blocks_max: Blocks(128),
                 unmap: true
             })

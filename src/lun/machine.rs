@@ -30,7 +30,7 @@ use bytes::Bytes;
 use iscsi::client::Patience;
 use iscsi::io::{Command, Completion as Answer, Data};
 use iscsi::scsi::sense::code;
-use iscsi::scsi::{ByteCount, Cdb, Lba, Sense, SenseKey, Verdict};
+use iscsi::scsi::{Attention, ByteCount, Cdb, Lba, Sense, SenseKey, Verdict};
 
 use super::failure::kind_of;
 use super::limits::Limits;
@@ -146,11 +146,18 @@ impl Machine {
             Verdict::Good => self.pace.handle_good(),
             Verdict::TaskSetFull => self.pace.handle_full(self.out),
             Verdict::UnitAttention => {
-                let power_on = sense.is_some_and(|sense| sense.is(code::POWER_ON_OCCURRED));
-                self.write_lost |= power_on && self.limits.has_volatile_cache();
+                let attention = sense.as_ref().and_then(Attention::of);
+                self.write_lost |= attention.is_some_and(Attention::lost_power)
+                    && self.limits.has_volatile_cache();
             }
             Verdict::DeferredError => self.write_lost = true,
-            Verdict::Busy | Verdict::Aborted | Verdict::Failed => {}
+            Verdict::Busy
+            | Verdict::BecomingReady
+            | Verdict::Aborted
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault
+            | Verdict::Failed => {}
         }
         if verdict != Verdict::Good && self.remarks.may_speak(now) {
             let what = Remark {
@@ -176,8 +183,12 @@ impl Machine {
             Verdict::UnitAttention
             | Verdict::DeferredError
             | Verdict::Busy
+            | Verdict::BecomingReady
             | Verdict::TaskSetFull
             | Verdict::Aborted
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault
             | Verdict::Failed => Err(kind_of(status, sense.as_ref())),
         };
         if let Some(task) = self.free_task(slot) {

@@ -53,6 +53,7 @@ const GOOD_A_STEP: u32 = 64;
 mod tests {
     use super::*;
 
+    // S4
     #[test]
     fn full_lowers_and_good_raises() {
         let mut pace = Pace::new();

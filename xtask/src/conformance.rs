@@ -1,11 +1,11 @@
 //! `docs/conformance.md`: each line of the checklist with its place in the code and its tests, and each section of
-//! RFC 7143 that the library names. Made from `tests/conformance/checklist.txt` and from tags in comments.
+//! RFC 7143 that the library names. Made from `iscsi/tests/conformance/checklist.txt` and from tags in comments.
 //!
 //! A tag in the library is `RFC 7143 §11.8.5`; several may share a comment, and `(L9)` beside it names the line. A tag
 //! at a test is the comment above its attribute: `// L9`, or `// L9, L12: and why`.
 //!
 //! One file, and of the standard library alone, because two use it: `xtask` writes the document, and
-//! `tests/conformance/document.rs` includes this file and compares.
+//! `iscsi/tests/conformance/document.rs` includes this file and compares.
 //!
 //! Invariants:
 //! 1. The same sources make the same document: no line numbers, no order of a file system.
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 /// Where the document is kept.
 pub(crate) const DOCUMENT: &str = "docs/conformance.md";
-const CHECKLIST: &str = "tests/conformance/checklist.txt";
+const CHECKLIST: &str = "iscsi/tests/conformance/checklist.txt";
 /// Tests in these folders may be tagged. Not the support crate's: a target has the same sections with other duties.
 const TESTS: [&str; 3] = ["iscsi", "src", "tests"];
 const NO_TESTS: &str = "tests/support";
@@ -456,7 +456,7 @@ const HEADER: &str = "\
 Made by `cargo xtask conformance`; do not edit. A test compares this file with what it would be made to be.
 
 What an initiator must show on the wire, line by line; the section that demands it; where the library does it (files below
-`iscsi/src/`); and the tests that fail if it does not. Most tests stand in `tests/conformance/`: the library's public face against
+`iscsi/src/`); and the tests that fail if it does not. Most tests stand in `iscsi/tests/conformance/`: the library's public face against
 a target that has its constants from tables of its own and misbehaves as told.
 
 ## Checklist

@@ -1,41 +1,75 @@
-//! A disk: one logical unit of a session, by blocks.
+//! A disk: one logical unit, by blocks. What its calls do, `unit` says.
 
 use bytes::{Bytes, BytesMut};
 
-use super::execute::perform;
-use super::owner::Commands;
-use super::{Error, LunInfo, Session, probe};
-use crate::io::{Command, Data};
-use crate::proto::SessionParams;
-use crate::scsi::{Blocks, ByteCount, Cdb, Lba, LunAddress};
+use super::owner::{self, Commands, Task};
+use super::unit::{Compared, Refusals, Unit};
+use super::{DiskBuilder, Error, LunInfo, Reservations, probe, target_port_groups};
+use crate::io::{Nexus, NexusParams};
+use crate::proto::{IscsiName, Portal, SessionParams};
+use crate::scsi::lba_status::LbaStatus;
+use crate::scsi::{Blocks, Extent, Lba, LunAddress, TargetPortGroups};
 
-/// One logical unit of a session. All its calls may be made at once, from many tasks.
+/// One logical unit. All its calls may be made at once, from many tasks.
+///
+/// Opened by itself (`Disk::open`, `Disk::over`) it outlives its sessions: when one is lost, calls wait, and go on after
+/// a new login and the identity gate (`io::Nexus`). One that a `Session` gave ends with that session.
 #[derive(Debug)]
 pub struct Disk {
     commands: Commands,
-    /// Only if it was opened with a session of its own.
-    session: Option<Session>,
+    /// Only if what carries its commands is its own.
+    task: Option<Task>,
     info: LunInfo,
+    refusals: Refusals,
 }
 
 impl Disk {
-    /// Logs in with a session of its own and probes the logical unit.
+    /// Begins a disk: who we are, where, at which target, under which number.
+    pub fn builder(
+        initiator_name: IscsiName,
+        portal: Portal,
+        target_name: IscsiName,
+        lun: u16,
+    ) -> DiskBuilder {
+        DiskBuilder::new(initiator_name, portal, target_name, lun)
+    }
+
+    /// Logs in, probes the logical unit, and starts the task that carries its commands on the current runtime; one
+    /// path, and the patience that is usual for disks: calls wait two minutes for a target that is away.
     ///
     /// # Errors
-    /// `Login`, or as `probe`.
+    /// `Misuse` if the parameters name no target; as `over`.
     ///
     /// # Cancel safety
-    /// The session is dropped, and logs out by itself.
+    /// As `over`.
     pub async fn open(params: &SessionParams, lun: u16) -> Result<Self, Error> {
-        let session = Session::connect(params).await?;
-        match Self::of(session.commands(), lun).await {
+        let lun = LunAddress::from_number(lun);
+        Self::over(NexusParams::new(params.clone(), lun)?).await
+    }
+
+    /// As `open`, with several paths and a patience of one's own.
+    ///
+    /// # Errors
+    /// `Login`; `NoSuchLun`, `Nexus` if the unit did not pass its examination; or as `probe`.
+    ///
+    /// # Cancel safety
+    /// The session is dropped, and the target ends it by itself.
+    pub async fn over(params: NexusParams) -> Result<Self, Error> {
+        let first = params.paths.first().and_then(|path| path.lun.number());
+        let lun = first.and_then(|number| u16::try_from(number).ok());
+        let lun = lun.ok_or(Error::Misuse("a disk needs a path, and a LUN below 16384"))?;
+        let nexus = Nexus::open(params)
+            .await
+            .map_err(|error| Error::of_nexus(error, lun))?;
+        let (commands, task) = owner::start(nexus);
+        match Self::of(commands, lun).await {
             Ok(disk) => Ok(Self {
-                session: Some(session),
+                task: Some(task),
                 ..disk
             }),
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = session.logout().await;
+                let _ = task.ended().await;
                 Err(error)
             }
         }
@@ -46,8 +80,9 @@ impl Disk {
         let info = probe(&mut commands, lun).await?;
         Ok(Self {
             commands,
-            session: None,
+            task: None,
             info,
+            refusals: Refusals::default(),
         })
     }
 
@@ -56,12 +91,10 @@ impl Disk {
     /// # Errors
     /// `Session` if it had ended otherwise.
     pub async fn close(self) -> Result<(), Error> {
-        let Self {
-            commands, session, ..
-        } = self;
+        let Self { commands, task, .. } = self;
         drop(commands);
-        match session {
-            Some(session) => session.logout().await,
+        match task {
+            Some(task) => task.ended().await,
             None => Ok(()),
         }
     }
@@ -84,28 +117,12 @@ impl Disk {
     /// Reads `lba..lba + blocks`.
     ///
     /// # Errors
-    /// `Misuse` if the range is not on the disk; `Refused`, `Short`, `NotReady`, `TimedOut`, `Session`.
+    /// `Misuse` if the range is not on the disk; `Refused`, `Short`, `NotReady`, `Session`.
     ///
     /// # Cancel safety
     /// The data is lost, nothing else.
     pub async fn read(&self, lba: Lba, blocks: Blocks) -> Result<BytesMut, Error> {
-        self.check_range(lba, blocks)?;
-        let length = self.info.capacity.block_length;
-        let whole = usize::try_from(length.bytes_of(blocks).0);
-        let mut rest =
-            BytesMut::zeroed(whole.map_err(|_| Error::Misuse("a read of more than memory"))?);
-        let mut filled = BytesMut::new();
-        for (lba, blocks) in pieces(lba, blocks, self.blocks_a_command()) {
-            let bytes = usize::try_from(length.bytes_of(blocks).0).unwrap_or(usize::MAX);
-            let data = Data::In(rest.split_to(bytes.min(rest.len())));
-            if let Data::In(piece) = self
-                .command("READ(16)", Cdb::read_16(lba, blocks), data)
-                .await?
-            {
-                filled.unsplit(piece);
-            }
-        }
-        Ok(filled)
+        self.unit().read(lba, blocks).await
     }
 
     /// Writes at `lba`; `fua`: the data is on the medium when this returns.
@@ -116,119 +133,105 @@ impl Disk {
     /// # Cancel safety
     /// What was sent may or may not be written.
     pub async fn write(&self, lba: Lba, data: Bytes, fua: bool) -> Result<(), Error> {
-        let length = self.info.capacity.block_length;
-        let bytes = u64::try_from(data.len()).map(ByteCount);
-        let blocks = bytes.ok().and_then(|bytes| length.blocks_in(bytes));
-        let blocks = blocks.ok_or(Error::Misuse("the data is not a whole number of blocks"))?;
-        self.check_range(lba, blocks)?;
-        let by_bit = fua && self.info.mode.is_some_and(|mode| mode.fua_supported);
-        let mut rest = data;
-        for (lba, blocks) in pieces(lba, blocks, self.blocks_a_command()) {
-            let bytes = usize::try_from(length.bytes_of(blocks).0).unwrap_or(usize::MAX);
-            let data = Data::Out(rest.split_to(bytes.min(rest.len())));
-            self.command("WRITE(16)", Cdb::write_16(lba, blocks, by_bit), data)
-                .await?;
-        }
-        if fua && !by_bit {
-            self.flush().await
-        } else {
-            Ok(())
-        }
+        self.unit().write(lba, data, fua).await
     }
 
     /// All writes that have returned are on the medium when this returns.
     ///
     /// # Errors
-    /// `Refused`, `NotReady`, `TimedOut`, `Session`.
+    /// `Refused`, `NotReady`, `Session`.
     pub async fn flush(&self) -> Result<(), Error> {
-        let cdb = Cdb::synchronize_cache_16(Lba(0), Blocks(0));
-        self.command("SYNCHRONIZE CACHE(16)", cdb, Data::None)
-            .await
-            .map(drop)
+        self.unit().flush(Lba(0), Blocks(0)).await
     }
 
-    /// A command that must move all of its data.
-    async fn command(&self, during: &'static str, cdb: Cdb, data: Data) -> Result<Data, Error> {
-        let asked = match &data {
-            Data::None => 0,
-            Data::Out(data) => data.len(),
-            Data::In(data) => data.len(),
-        };
-        let lun = LunAddress::from_number(self.info.lun);
-        let mut commands = self.commands.clone();
-        let completion = perform(&mut commands, during, Command { lun, cdb, data }).await?;
-        let moved = completion.transferred;
-        if usize::try_from(moved) == Ok(asked) {
-            Ok(completion.data)
-        } else {
-            Err(Error::Short {
-                during,
-                moved,
-                asked,
-            })
+    /// The writes to `lba..lba + blocks` that have returned are on the medium when this returns. Zero blocks mean: to
+    /// the end of the disk.
+    ///
+    /// # Errors
+    /// As `flush`; `Misuse` if the range is not on the disk.
+    pub async fn flush_range(&self, lba: Lba, blocks: Blocks) -> Result<(), Error> {
+        self.unit().flush(lba, blocks).await
+    }
+
+    /// Gives blocks back. This is advice: parts of groups of the unit's granularity may stay as they are, and what the
+    /// blocks read as afterwards, `LunInfo::unmapped_reads_zero` says.
+    ///
+    /// # Errors
+    /// `Unsupported`; `Misuse` if an extent is not on the disk; `Refused`, `NotReady`, `Session`.
+    ///
+    /// # Cancel safety
+    /// Some of the blocks may have been given back.
+    pub async fn unmap(&self, extents: &[Extent]) -> Result<(), Error> {
+        self.unit().unmap(extents).await
+    }
+
+    /// Makes `lba..lba + blocks` read as zeroes, by WRITE SAME(16) if the unit has it, else by sending zeroes.
+    /// `may_unmap`: the blocks may be given back, if they then read as zeroes.
+    ///
+    /// # Errors
+    /// As `write`.
+    ///
+    /// # Cancel safety
+    /// Some of the blocks may have been zeroed.
+    pub async fn write_zeroes(
+        &self,
+        lba: Lba,
+        blocks: Blocks,
+        may_unmap: bool,
+    ) -> Result<(), Error> {
+        self.unit().write_zeroes(lba, blocks, may_unmap).await
+    }
+
+    /// Writes `new` at `lba` if `expected` is there, in one step that no other initiator comes between.
+    /// Both are of one length, and at most `LunInfo::limits` `compare_and_write_max` blocks long.
+    ///
+    /// A command whose outcome is unknown is not repeated: the error says so, and a read tells.
+    ///
+    /// # Errors
+    /// `Unsupported`, `Misuse`, `Refused`, `NotReady`, `Session`.
+    ///
+    /// # Cancel safety
+    /// It may or may not be done.
+    pub async fn compare_and_write(
+        &self,
+        lba: Lba,
+        expected: &[u8],
+        new: &[u8],
+        fua: bool,
+    ) -> Result<Compared, Error> {
+        let unit = self.unit();
+        unit.compare_and_write(lba, expected, new, fua).await
+    }
+
+    /// Which blocks are mapped, from `lba` on and as far as the unit likes to tell at once; `None` if it does not tell
+    /// at all, which is remembered.
+    ///
+    /// # Errors
+    /// `Misuse`, `Violation`, `Refused`, `NotReady`, `Session`.
+    pub async fn lba_status(&self, lba: Lba) -> Result<Option<Vec<LbaStatus>>, Error> {
+        self.unit().lba_status(lba).await
+    }
+
+    /// The target port groups through which it is reached; `None` if it has no asymmetric access to report.
+    ///
+    /// # Errors
+    /// `Violation`, `Refused`, `NotReady`, `Session`.
+    pub async fn target_port_groups(&self) -> Result<Option<TargetPortGroups>, Error> {
+        let unit = self.unit();
+        let (lun, mut carrier) = (unit.lun(), unit.carrier);
+        target_port_groups(&mut carrier, lun).await
+    }
+
+    /// The persistent reservations of the disk, for one call.
+    pub fn reservations(&self) -> Reservations<'_> {
+        Reservations::of(self.unit())
+    }
+
+    fn unit(&self) -> Unit<'_, Commands> {
+        Unit {
+            carrier: self.commands.clone(),
+            info: &self.info,
+            refusals: &self.refusals,
         }
-    }
-
-    fn check_range(&self, lba: Lba, blocks: Blocks) -> Result<(), Error> {
-        match lba.checked_add(blocks) {
-            Some(end) if end <= self.info.capacity.end => Ok(()),
-            _ => Err(Error::Misuse(
-                "the range reaches beyond the end of the disk",
-            )),
-        }
-    }
-
-    fn blocks_a_command(&self) -> Blocks {
-        let ours = self
-            .info
-            .capacity
-            .block_length
-            .blocks_within(COMMAND_BYTES_MAX);
-        Blocks(
-            self.info
-                .limits
-                .transfer_max
-                .map_or(ours.0, |theirs| theirs.min(ours.0))
-                .max(1),
-        )
-    }
-}
-
-/// The range in order, in pieces of at most `each` blocks.
-fn pieces(lba: Lba, blocks: Blocks, each: Blocks) -> impl Iterator<Item = (Lba, Blocks)> {
-    let mut next = Some((lba, blocks)).filter(|(_, blocks)| blocks.0 > 0);
-    std::iter::from_fn(move || {
-        let (lba, left) = next?;
-        let piece = left.min(each);
-        next = lba
-            .checked_add(piece)
-            .map(|lba| (lba, Blocks(left.0 - piece.0)))
-            .filter(|(_, left)| left.0 > 0);
-        Some((lba, piece))
-    })
-}
-
-/// What a command may move where the unit names no limit: initiators in kernels use about this much, so every
-/// target has met it.
-const COMMAND_BYTES_MAX: ByteCount = ByteCount(1 << 20);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_cover_the_range_once() {
-        let cut = |lba, blocks, each| -> Vec<(u64, u32)> {
-            pieces(Lba(lba), Blocks(blocks), Blocks(each))
-                .map(|(lba, blocks)| (lba.0, blocks.0))
-                .collect()
-        };
-        assert_eq!(cut(5, 10, 4), [(5, 4), (9, 4), (13, 2)]);
-        assert_eq!(cut(5, 4, 4), [(5, 4)]);
-        assert_eq!(cut(5, 0, 4), []);
-        assert_eq!(
-            cut(u64::MAX - 4, 4, 2),
-            [(u64::MAX - 4, 2), (u64::MAX - 2, 2)]
-        );
     }
 }

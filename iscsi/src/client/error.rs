@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::NexusError;
-use crate::proto::{LoginError, SessionError};
+use crate::proto::{LoginError, Misuse, SessionError};
+use crate::scsi::examination::Failure;
 use crate::scsi::inquiry::DeviceType;
 use crate::scsi::{Sense, Status, Violation};
 
@@ -69,14 +70,6 @@ pub enum Error {
         /// The last sense data.
         sense: Option<Sense>,
     },
-    /// No answer came in time; the session is of no further use.
-    #[error("{during}: no answer within {} s; is the target overloaded or stopped?", .waited.as_secs())]
-    TimedOut {
-        /// What was being done.
-        during: &'static str,
-        /// How long an answer was waited for.
-        waited: Duration,
-    },
     /// The target's answer is not what the standard says.
     #[error("{during}: the target broke a rule")]
     Violation {
@@ -95,9 +88,34 @@ pub enum Error {
         /// Bytes asked for.
         asked: usize,
     },
+    /// The logical unit says that it does not have what was asked for.
+    #[error("the logical unit does not support {0}")]
+    Unsupported(&'static str),
     /// We were misused: a range outside of the disk, or a length that is not whole blocks.
     #[error("{0}")]
     Misuse(&'static str),
+}
+
+impl Error {
+    /// Why a nexus could not be opened.
+    pub(super) fn of_nexus(error: NexusError, lun: u16) -> Self {
+        if let NexusError::Login(error) = error {
+            return error.into();
+        }
+        if matches!(error, NexusError::Gate(Failure::NoSuchLun)) {
+            return Self::NoSuchLun { lun };
+        }
+        Self::Nexus {
+            during: "examining the logical unit",
+            source: Arc::new(error),
+        }
+    }
+}
+
+impl From<Misuse> for Error {
+    fn from(misuse: Misuse) -> Self {
+        LoginError::Misuse(misuse).into()
+    }
 }
 
 /// Sense data says more than the status does.
@@ -158,10 +176,6 @@ mod tests {
                     sense: None,
                 },
                 "READ CAPACITY(16): not ready after 30 s: BUSY; try again later",
-            ),
-            (
-                Error::TimedOut { during, waited },
-                "READ CAPACITY(16): no answer within 30 s; is the target overloaded or stopped?",
             ),
             (
                 Error::Short {

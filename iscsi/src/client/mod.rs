@@ -15,19 +15,27 @@
 //! Whoever wants no task and no channel between himself and the wire polls an `io::Driver` and uses `probe` alone:
 //! the daemon's lanes do.
 
+mod builder;
 mod disk;
 mod error;
 mod execute;
+mod inventory;
 mod owner;
 mod patience;
 mod probe;
+mod reservations;
 mod session;
+mod unit;
 
 pub use crate::io::discover;
+pub use builder::DiskBuilder;
 pub use disk::Disk;
 pub use error::Error;
 pub use execute::Execute;
+pub use inventory::{report_luns, target_port_groups};
 pub use owner::Commands;
 pub use patience::Patience;
-pub use probe::{LunInfo, probe};
+pub use probe::{LunInfo, WriteSameLimits, probe};
+pub use reservations::Reservations;
 pub use session::Session;
+pub use unit::Compared;

@@ -23,7 +23,11 @@ impl Patience {
     /// How long to wait before the command is repeated; `None`: not any more.
     pub fn pause(&mut self, verdict: Verdict) -> Option<Duration> {
         match verdict {
-            Verdict::Good | Verdict::Failed => return None,
+            Verdict::Good
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault
+            | Verdict::Failed => return None,
             Verdict::UnitAttention | Verdict::DeferredError => {
                 self.attentions += 1;
                 return (self.attentions <= UNIT_ATTENTIONS_MAX).then_some(Duration::ZERO);
@@ -34,12 +38,17 @@ impl Patience {
                     return None;
                 }
             }
-            Verdict::Busy | Verdict::TaskSetFull => {}
+            Verdict::Busy | Verdict::BecomingReady | Verdict::TaskSetFull => {}
         }
         let pause = PAUSE_FIRST.saturating_mul(1 << self.pauses.min(PAUSE_DOUBLINGS_MAX));
         self.pauses += 1;
         self.waited += pause;
-        (self.waited <= WAIT_MAX).then_some(pause)
+        let most = if verdict == Verdict::BecomingReady {
+            READY_WAIT_MAX
+        } else {
+            WAIT_MAX
+        };
+        (self.waited <= most).then_some(pause)
     }
 
     /// The sum of all pauses so far.
@@ -56,8 +65,10 @@ const ABORTS_MAX: u32 = 3;
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 /// 10 ms doubled seven times: pauses stay at 1.28 s.
 const PAUSE_DOUBLINGS_MAX: u32 = 7;
-/// A unit that is becoming ready for longer is better looked at by a person.
+/// A server that is busy for longer than commands may take elsewhere is better looked at by a person.
 const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Arrays take tens of seconds to hand a unit to their other controller; a minute is what multipath software gives.
+const READY_WAIT_MAX: Duration = Duration::from_mins(1);
 
 #[cfg(test)]
 mod tests {
@@ -73,10 +84,29 @@ mod tests {
         assert_eq!(patience.pause(Verdict::Busy), Some(PAUSE_FIRST));
     }
 
+    // S2, S5
     #[test]
     fn what_is_done_or_failed_is_not_repeated() {
-        assert_eq!(Patience::default().pause(Verdict::Good), None);
-        assert_eq!(Patience::default().pause(Verdict::Failed), None);
+        for verdict in [
+            Verdict::Good,
+            Verdict::Failed,
+            Verdict::ReservationConflict,
+            Verdict::OurFault,
+            Verdict::SwitchPath,
+        ] {
+            assert_eq!(Patience::default().pause(verdict), None, "{verdict:?}");
+        }
+    }
+
+    // S7
+    #[test]
+    fn a_unit_that_becomes_ready_is_polled_for_a_minute() {
+        let mut patience = Patience::default();
+        let pauses = std::iter::from_fn(|| patience.pause(Verdict::BecomingReady));
+        let sum: Duration = pauses.sum();
+        assert!(sum <= READY_WAIT_MAX && sum > WAIT_MAX, "{sum:?}");
+        // What is busy after that has had its time.
+        assert_eq!(patience.pause(Verdict::Busy), None);
     }
 
     #[test]

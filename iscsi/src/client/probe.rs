@@ -17,13 +17,15 @@ use std::fmt;
 use bytes::BytesMut;
 
 use super::Error;
-use super::execute::{Execute, perform};
-use crate::io::{Command, Data};
+use super::execute::{Execute, ask};
 use crate::scsi::inquiry::{DeviceType, PeripheralQualifier};
 use crate::scsi::mode::{self, ModeParameters};
 use crate::scsi::sense::code;
+use crate::scsi::unmap::UnmapLimits;
 use crate::scsi::vpd::{self, BlockCharacteristics, BlockLimits, Designator, Provisioning};
-use crate::scsi::{Capacity, Cdb, Identity, Inquiry, LunAddress, SenseKey, Violation};
+use crate::scsi::{
+    Blocks, ByteCount, Capacity, Cdb, Identity, Inquiry, LunAddress, SenseKey, Violation,
+};
 
 /// What a logical unit is and can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +50,19 @@ pub struct LunInfo {
     pub mode: Option<ModeParameters>,
 }
 
+/// How WRITE SAME(16) can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteSameLimits {
+    /// The most in one command: what the unit told, and no more than is done well within any timeout.
+    pub blocks_max: Blocks,
+    /// With the UNMAP bit a range of zeroes is given back, and reads as zeroes.
+    pub unmap: bool,
+}
+
 /// Asks the logical unit what it is, and waits until it is ready.
 ///
 /// # Errors
-/// `NoSuchLun`, `NotADisk`, `NotReady`; `Refused`, `Violation`, `TimedOut`, `Session` with the command's name.
+/// `NoSuchLun`, `NotADisk`, `NotReady`; `Refused`, `Violation`, `Session` with the command's name.
 ///
 /// # Cancel safety
 /// Only questions are asked: nothing changes at the target.
@@ -102,6 +113,37 @@ impl LunInfo {
     /// What it is known again by: the same value that an `Examination` of it gives.
     pub fn identity(&self) -> Identity {
         Identity::new(&self.designators, self.serial.as_deref(), &self.capacity)
+    }
+
+    /// How UNMAP can be used, if it can: it needs LBPU and both maxima of page B0h (SBC-4 6.6.4: a maximum of zero
+    /// says that it is not implemented).
+    pub fn unmap_limits(&self) -> Option<UnmapLimits> {
+        let limits = &self.limits;
+        let blocks_max = limits
+            .unmap_blocks_max
+            .filter(|_| self.provisioning.unmap)?;
+        let granularity = limits.unmap_granularity.unwrap_or(1);
+        Some(UnmapLimits {
+            blocks_max: Blocks(blocks_max),
+            descriptors_max: limits.unmap_descriptors_max?,
+            granularity,
+            alignment: limits.unmap_alignment.unwrap_or(0) % granularity,
+        })
+    }
+
+    /// How WRITE SAME(16) can be used, if it can: page B0h limits it, or page B2h lets it unmap.
+    pub fn write_same_limits(&self) -> Option<WriteSameLimits> {
+        let told = self.limits.write_same_max;
+        if told.is_none() && !self.provisioning.write_same_unmap {
+            return None;
+        }
+        let length = self.capacity.block_length;
+        let ours = length.blocks_within(WRITE_SAME_BYTES_MAX).0;
+        let blocks = told.map_or(ours, |told| u32::try_from(told).unwrap_or(ours).min(ours));
+        Some(WriteSameLimits {
+            blocks_max: Blocks(blocks.max(1)),
+            unmap: self.provisioning.write_same_unmap && self.unmapped_reads_zero(),
+        })
     }
 
     /// Unmapped blocks read as zeroes, as B2h or READ CAPACITY(16) say.
@@ -237,17 +279,7 @@ impl<E: Execute> Probe<'_, E> {
 
     /// Sends the question and gives the bytes that really came.
     async fn ask(&mut self, during: &'static str, cdb: Cdb, bytes: u32) -> Result<BytesMut, Error> {
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let data = match length {
-            0 => Data::None,
-            length => Data::In(BytesMut::zeroed(length)),
-        };
-        let command = Command {
-            lun: self.address,
-            cdb,
-            data,
-        };
-        let completion = perform(self.carrier, during, command)
+        ask(self.carrier, during, self.address, cdb, bytes)
             .await
             .map_err(|error| {
                 if says_no_such_lun(&error) {
@@ -255,12 +287,7 @@ impl<E: Execute> Probe<'_, E> {
                 } else {
                     error
                 }
-            })?;
-        let Data::In(mut data) = completion.data else {
-            return Ok(BytesMut::new());
-        };
-        data.truncate(usize::try_from(completion.transferred).unwrap_or(usize::MAX));
-        Ok(data)
+            })
     }
 }
 
@@ -298,6 +325,8 @@ fn violation(during: &'static str) -> impl FnOnce(Violation) -> Error {
     move |source| Error::Violation { during, source }
 }
 
+/// Zeroing takes a target real time where it cannot unmap: so much is done well within any timeout.
+const WRITE_SAME_BYTES_MAX: ByteCount = ByteCount(32 << 20);
 /// Up to the version descriptors, which nobody here reads.
 const INQUIRY_BYTES: u16 = 96;
 /// Some units answer no other lengths than those that other initiators use; this one is the most common.

@@ -395,6 +395,50 @@ mod tests {
         );
     }
 
+    // L23: RFC 7143 §13.8: host names, IPv4 and IPv6, with and without port, tag and brackets
+    #[test]
+    fn addresses_of_all_forms_are_read() {
+        let forms = [
+            ("10.0.0.9", "10.0.0.9:3260"),
+            ("10.0.0.9,1", "10.0.0.9:3260,1"),
+            ("10.0.0.9:860,65535", "10.0.0.9:860,65535"),
+            ("storage.example:3261,0", "storage.example:3261,0"),
+            ("[fd00::1],0x2", "[fd00::1]:3260,2"),
+            ("[fd00::1]:3261,2", "[fd00::1]:3261,2"),
+            ("fd00::1,2", "[fd00::1]:3260,2"),
+        ];
+        let mut text = b"TargetName=iqn.2010-10.org.a:1\0".to_vec();
+        for (address, _) in forms {
+            text_keys::emit(&mut text, "TargetAddress", address);
+        }
+        text_keys::emit(&mut text, "TargetAddress", "[fd00::1");
+        let found = parse_targets(&text, &"10.0.0.1".parse().unwrap()).unwrap();
+        let portals = found.targets[0].portals.iter().map(ToString::to_string);
+        assert!(portals.eq(forms.map(|(_, shown)| shown)));
+        assert_eq!(found.left_out, ["[fd00::1"]);
+    }
+
+    // L28: a list has a limit too
+    #[test]
+    fn list_beyond_the_limit_is_refused() {
+        let mut endless = discovery();
+        let mut stat_sn = 100;
+        let refused = loop {
+            let (bhs, text) = response(stat_sn, false, 1, &vec![b'x'; 65_536]);
+            if let Err(violation) = endless.handle_pdu(&bhs, &text) {
+                break violation;
+            }
+            stat_sn += 1;
+        };
+        assert_eq!(
+            refused,
+            Violation::TextTooLong {
+                limit: TEXT_BYTES_MAX
+            }
+        );
+        assert!(usize::try_from(stat_sn - 100).unwrap() <= TEXT_BYTES_MAX / 65_536);
+    }
+
     #[test]
     fn exchange_that_leads_nowhere_is_refused() {
         let (bhs, text) = response(100, false, u32::MAX, b"");

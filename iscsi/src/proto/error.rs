@@ -39,8 +39,8 @@ pub enum LoginError {
     },
     /// The connection broke during the login.
     #[error(
-        "portal {portal} dropped the connection during login: {cause}; check that it serves iSCSI \
-         and exports this target"
+        "portal {portal} dropped the connection during login: {cause}; check that it serves iSCSI, \
+         exports this target, and whether it wants CHAP"
     )]
     Lost {
         /// Where.

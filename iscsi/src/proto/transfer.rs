@@ -138,7 +138,7 @@ impl Write {
     /// The sequence that an R2T asks for.
     ///
     /// # Errors
-    /// It is not the next one, not inside the buffer, too long, or one too many.
+    /// It has no tag, is not the next one, not inside the buffer, too long, or one too many.
     pub(crate) fn answer(
         &mut self,
         r2t: &R2t,
@@ -146,6 +146,10 @@ impl Write {
         agreed: &Agreed,
     ) -> Result<Sequence, Violation> {
         let (offset, bytes) = (r2t.buffer_offset, r2t.desired_bytes);
+        // RFC 7143 §11.8.5: this value marks unsolicited data, so what it would ask for could not be told from that
+        if r2t.target_transfer_tag == TargetTransferTag::RESERVED {
+            return Err(Violation::R2tTag);
+        }
         // RFC 7143 §11.8.3: R2Ts of a command are numbered from 0
         if r2t.r2t_sn != self.next_r2t_sn {
             let (expected, seen) = (self.next_r2t_sn.0, r2t.r2t_sn.0);

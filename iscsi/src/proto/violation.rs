@@ -163,6 +163,9 @@ pub enum Violation {
     /// An R2T for nothing.
     #[error("R2T for no bytes")]
     R2tEmpty,
+    /// An R2T whose data could not be told from unsolicited data.
+    #[error("R2T with the reserved transfer tag")]
+    R2tTag,
     /// More R2Ts open than `MaxOutstandingR2T`.
     #[error("more than {0} R2Ts outstanding")]
     R2tTooMany(u16),

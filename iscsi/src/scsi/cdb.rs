@@ -1,14 +1,15 @@
-//! Command descriptor blocks and the parameter lists that go with them.
+//! Command descriptor blocks, and what can be said of a command by its operation code alone.
 //!
-//! Source: SPC-4 6 (INQUIRY, MODE SENSE, REPORT LUNS, TEST UNIT READY), SBC-4 5 (READ CAPACITY(16), READ(16),
-//! WRITE(16), SYNCHRONIZE CACHE(16), UNMAP, WRITE SAME(16)).
+//! Source: SPC-4 6 (INQUIRY, MODE SENSE, PERSISTENT RESERVE IN and OUT, REPORT LUNS, REPORT TARGET PORT GROUPS,
+//! TEST UNIT READY), SBC-4 5 (COMPARE AND WRITE, GET LBA STATUS, READ CAPACITY(16), READ(16), WRITE(16),
+//! SYNCHRONIZE CACHE(16), UNMAP, WRITE SAME(16)). Parameter lists: `unmap`, `reservation`.
 //!
 //! Invariants:
 //! 1. A CDB shorter than 16 bytes is followed by zeroes, as RFC 7143 §11.3 wants it in the header.
 //! 2. The expected data transfer length of a command equals what its CDB names: some targets refuse any other.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-
+use super::lun::SelectReport;
+use super::reservation::{ReservationType, ReserveIn, ReserveOut, ReserveOutParameters};
 use super::{Blocks, Lba};
 
 /// A command descriptor block of up to 16 bytes, as it stands in the BHS.
@@ -36,10 +37,42 @@ impl Cdb {
         cdb
     }
 
-    /// REPORT LUNS of all that this nexus may use (SELECT REPORT 00h).
+    /// REPORT LUNS of all that a number addresses; SPC-4 6.33 wants an allocation length of at least 16.
     pub fn report_luns(allocation_bytes: u32) -> Self {
+        Self::report_luns_of(SelectReport::ADDRESSED, allocation_bytes)
+    }
+
+    /// REPORT LUNS of a choice of units.
+    pub fn report_luns_of(select: SelectReport, allocation_bytes: u32) -> Self {
         let mut cdb = Self::of(REPORT_LUNS);
+        cdb.0[2] = select.0;
         cdb.0[6..10].copy_from_slice(&allocation_bytes.to_be_bytes());
+        cdb
+    }
+
+    /// REPORT TARGET PORT GROUPS; `extended`: with the header that tells the transition time.
+    pub fn report_target_port_groups(extended: bool, allocation_bytes: u32) -> Self {
+        let mut cdb = Self::of(MAINTENANCE_IN);
+        cdb.0[1] = REPORT_TARGET_PORT_GROUPS | if extended { EXTENDED_HEADER } else { 0 };
+        cdb.0[6..10].copy_from_slice(&allocation_bytes.to_be_bytes());
+        cdb
+    }
+
+    /// PERSISTENT RESERVE IN.
+    pub fn persistent_reserve_in(action: ReserveIn, allocation_bytes: u16) -> Self {
+        let mut cdb = Self::of(PERSISTENT_RESERVE_IN);
+        cdb.0[1] = action.bits();
+        cdb.0[7..9].copy_from_slice(&allocation_bytes.to_be_bytes());
+        cdb
+    }
+
+    /// PERSISTENT RESERVE OUT with the basic parameter list. The type is of no meaning for the actions that make,
+    /// release or take no reservation. SCOPE is the logical unit, the only one that there is.
+    pub fn persistent_reserve_out(action: ReserveOut, kind: ReservationType) -> Self {
+        let mut cdb = Self::of(PERSISTENT_RESERVE_OUT);
+        cdb.0[1] = action.bits();
+        cdb.0[2] = kind.0 & 0x0F;
+        cdb.0[5..9].copy_from_slice(&ReserveOutParameters::BYTES.to_be_bytes());
         cdb
     }
 
@@ -66,6 +99,13 @@ impl Cdb {
         let mut cdb = Self::of(SERVICE_ACTION_IN_16);
         cdb.0[1] = READ_CAPACITY_16;
         cdb.0[10..14].copy_from_slice(&allocation_bytes.to_be_bytes());
+        cdb
+    }
+
+    /// GET LBA STATUS, from the block on.
+    pub fn get_lba_status(lba: Lba, allocation_bytes: u32) -> Self {
+        let mut cdb = Self::of(SERVICE_ACTION_IN_16).at(lba, Blocks(allocation_bytes));
+        cdb.0[1] = GET_LBA_STATUS;
         cdb
     }
 
@@ -100,11 +140,64 @@ impl Cdb {
         cdb
     }
 
-    /// UNMAP, with the length of the list that `unmap_parameters` makes.
+    /// WRITE SAME(16) of zeroes without a data-out buffer (NDOB, SBC-4): not every unit that has WRITE SAME takes it.
+    pub fn write_same_16_no_data(lba: Lba, blocks: Blocks, unmap: bool) -> Self {
+        let mut cdb = Self::write_same_16(lba, blocks, unmap);
+        cdb.0[1] |= NDOB;
+        cdb
+    }
+
+    /// COMPARE AND WRITE at `lba`: the data is `blocks` blocks to compare with, then as many to write.
+    pub fn compare_and_write(lba: Lba, blocks: u8, fua: bool) -> Self {
+        let mut cdb = Self::of(COMPARE_AND_WRITE).at(lba, Blocks(u32::from(blocks)));
+        if fua {
+            cdb.0[1] |= FUA;
+        }
+        cdb
+    }
+
+    /// UNMAP, with the length of the list that `unmap::list` makes.
     pub fn unmap(parameter_bytes: u16) -> Self {
         let mut cdb = Self::of(UNMAP);
         cdb.0[7..9].copy_from_slice(&parameter_bytes.to_be_bytes());
         cdb
+    }
+
+    /// How long an answer may reasonably take.
+    pub fn timeout_class(&self) -> TimeoutClass {
+        match self.operation_code() {
+            SYNCHRONIZE_CACHE_10 | SYNCHRONIZE_CACHE_16 => TimeoutClass::Flush,
+            UNMAP | WRITE_SAME_10 | WRITE_SAME_16 => TimeoutClass::Zeroing,
+            _ => TimeoutClass::Normal,
+        }
+    }
+
+    /// Has the command the same effect done twice as done once? Others must not be repeated when it is not known
+    /// whether they were done: the second COMPARE AND WRITE would meet what the first has written, the second REGISTER
+    /// the key that the first has changed. What we do not know is not taken for harmless.
+    pub fn is_idempotent(&self) -> bool {
+        matches!(
+            self.operation_code(),
+            TEST_UNIT_READY
+                | REQUEST_SENSE
+                | INQUIRY
+                | MODE_SENSE_6
+                | READ_CAPACITY_10
+                | READ_10
+                | WRITE_10
+                | SYNCHRONIZE_CACHE_10
+                | WRITE_SAME_10
+                | UNMAP
+                | MODE_SENSE_10
+                | PERSISTENT_RESERVE_IN
+                | READ_16
+                | WRITE_16
+                | SYNCHRONIZE_CACHE_16
+                | WRITE_SAME_16
+                | SERVICE_ACTION_IN_16
+                | REPORT_LUNS
+                | MAINTENANCE_IN
+        )
     }
 
     /// The operation code.
@@ -126,44 +219,57 @@ impl Cdb {
     }
 }
 
-/// The parameter list of UNMAP for one range (SBC-4 5.35.2): one descriptor, 24 bytes.
-pub fn unmap_parameters(lba: Lba, blocks: Blocks) -> Bytes {
-    let mut list = BytesMut::with_capacity(usize::from(UNMAP_ONE_RANGE_BYTES));
-    // UNMAP DATA LENGTH counts what follows it, UNMAP BLOCK DESCRIPTOR DATA LENGTH the descriptors.
-    list.put_u16(UNMAP_ONE_RANGE_BYTES - 2);
-    list.put_u16(UNMAP_ONE_RANGE_BYTES - 8);
-    list.put_u32(0);
-    list.put_u64(lba.0);
-    list.put_u32(blocks.0);
-    list.put_u32(0);
-    list.freeze()
+/// How long the answer to a command may reasonably take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TimeoutClass {
+    /// As long as the data takes.
+    Normal,
+    /// As long as a cache of any size takes: NAS boxes were seen to need many seconds.
+    Flush,
+    /// As long as writing the range takes where the unit cannot unmap.
+    Zeroing,
 }
 
-/// Length of an UNMAP parameter list with one descriptor.
-pub const UNMAP_ONE_RANGE_BYTES: u16 = 24;
-
 const TEST_UNIT_READY: u8 = 0x00;
+const REQUEST_SENSE: u8 = 0x03;
 const INQUIRY: u8 = 0x12;
 const MODE_SENSE_6: u8 = 0x1A;
+const READ_CAPACITY_10: u8 = 0x25;
+const READ_10: u8 = 0x28;
+const WRITE_10: u8 = 0x2A;
+const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+const WRITE_SAME_10: u8 = 0x41;
 const UNMAP: u8 = 0x42;
 const MODE_SENSE_10: u8 = 0x5A;
+const PERSISTENT_RESERVE_IN: u8 = 0x5E;
+const PERSISTENT_RESERVE_OUT: u8 = 0x5F;
 const READ_16: u8 = 0x88;
+const COMPARE_AND_WRITE: u8 = 0x89;
 const WRITE_16: u8 = 0x8A;
 const SYNCHRONIZE_CACHE_16: u8 = 0x91;
 const WRITE_SAME_16: u8 = 0x93;
 const SERVICE_ACTION_IN_16: u8 = 0x9E;
 const REPORT_LUNS: u8 = 0xA0;
+const MAINTENANCE_IN: u8 = 0xA3;
 /// Service action of SERVICE ACTION IN(16).
 const READ_CAPACITY_16: u8 = 0x10;
+/// Service action of SERVICE ACTION IN(16).
+const GET_LBA_STATUS: u8 = 0x12;
+/// Service action of MAINTENANCE IN.
+const REPORT_TARGET_PORT_GROUPS: u8 = 0x0A;
+/// PARAMETER DATA FORMAT 001b in byte 1 of REPORT TARGET PORT GROUPS.
+const EXTENDED_HEADER: u8 = 1 << 5;
 
 /// Byte 1 of INQUIRY.
 const EVPD: u8 = 0x01;
 /// Byte 1 of MODE SENSE: no block descriptors.
 const DBD: u8 = 0x08;
-/// Byte 1 of READ and WRITE.
+/// Byte 1 of WRITE and COMPARE AND WRITE.
 const FUA: u8 = 0x08;
 /// Byte 1 of WRITE SAME.
 const WRITE_SAME_UNMAP: u8 = 0x08;
+/// Byte 1 of WRITE SAME(16): no data-out buffer.
+const NDOB: u8 = 0x01;
 
 #[cfg(test)]
 mod tests {
@@ -172,14 +278,9 @@ mod tests {
     const LBA: Lba = Lba(0x0102_0304_0506_0708);
     const BLOCKS: Blocks = Blocks(0x1112_1314);
 
-    /// Every CDB as bytes, written from the tables of SPC-4 and SBC-4.
+    /// As bytes, written from the tables of SPC-4.
     #[test]
     fn commands_have_the_bytes_of_the_standard() {
-        let ranged = |operation: u8, flags: u8| {
-            [
-                operation, flags, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0, 0,
-            ]
-        };
         for (cdb, bytes) in [
             (Cdb::test_unit_ready(), [0; 16]),
             (
@@ -195,12 +296,71 @@ mod tests {
                 [0xA0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0],
             ),
             (
+                Cdb::report_luns_of(SelectReport::WELL_KNOWN, 16),
+                [0xA0, 0, 1, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Cdb::report_luns_of(SelectReport::ALL, 16),
+                [0xA0, 0, 2, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Cdb::report_target_port_groups(false, 0x0102_0304),
+                [0xA3, 0x0A, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Cdb::report_target_port_groups(true, 256),
+                [0xA3, 0x2A, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Cdb::persistent_reserve_in(ReserveIn::ReadFullStatus, 0x0203),
+                [0x5E, 3, 0, 0, 0, 0, 0, 2, 3, 0, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Cdb::persistent_reserve_out(
+                    ReserveOut::PreemptAndAbort,
+                    ReservationType::EXCLUSIVE_ACCESS_ALL_REGISTRANTS,
+                ),
+                [0x5F, 5, 0x08, 0, 0, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0],
+            ),
+            (
                 Cdb::mode_sense_6(0x08, 0xC0),
                 [0x1A, 0x08, 0x08, 0, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             ),
             (
                 Cdb::mode_sense_10(0x3F, 0x0200),
                 [0x5A, 0x08, 0x3F, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
+        ] {
+            assert_eq!(cdb.0, bytes);
+            assert_eq!(cdb.operation_code(), bytes[0]);
+        }
+    }
+
+    /// Those that address blocks, from SBC-4.
+    #[test]
+    fn block_commands_have_the_bytes_of_the_standard() {
+        let ranged = |operation: u8, flags: u8| {
+            [
+                operation, flags, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0, 0,
+            ]
+        };
+        for (cdb, bytes) in [
+            (Cdb::get_lba_status(LBA, 0x1112_1314), ranged(0x9E, 0x12)),
+            (
+                Cdb::compare_and_write(LBA, 7, false),
+                [0x89, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 7, 0, 0],
+            ),
+            (
+                Cdb::compare_and_write(LBA, 7, true),
+                [0x89, 0x08, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 7, 0, 0],
+            ),
+            (
+                Cdb::write_same_16_no_data(LBA, BLOCKS, false),
+                ranged(0x93, 0x01),
+            ),
+            (
+                Cdb::write_same_16_no_data(LBA, BLOCKS, true),
+                ranged(0x93, 0x09),
             ),
             (
                 Cdb::read_capacity_16(32),
@@ -223,12 +383,33 @@ mod tests {
     }
 
     #[test]
-    fn unmap_list_counts_itself() {
+    fn slow_commands_are_told_by_their_operation_code() {
+        for (operation, class) in [
+            (0x35, TimeoutClass::Flush),
+            (0x91, TimeoutClass::Flush),
+            (0x41, TimeoutClass::Zeroing),
+            (0x42, TimeoutClass::Zeroing),
+            (0x93, TimeoutClass::Zeroing),
+            (0x00, TimeoutClass::Normal),
+            (0x88, TimeoutClass::Normal),
+            (0x8A, TimeoutClass::Normal),
+            (0xFF, TimeoutClass::Normal),
+        ] {
+            assert_eq!(Cdb::of(operation).timeout_class(), class, "{operation:x}");
+        }
+    }
+
+    /// A list of its own, so that a command joins it only by being thought of twice.
+    #[test]
+    fn only_what_is_known_to_be_harmless_may_be_done_twice() {
+        let harmless: Vec<u8> = (0..=0xFF)
+            .filter(|operation| Cdb::of(*operation).is_idempotent())
+            .collect();
         assert_eq!(
-            unmap_parameters(LBA, BLOCKS)[..],
+            harmless,
             [
-                0, 22, 0, 16, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0, 0, 0,
-                0
+                0x00, 0x03, 0x12, 0x1A, 0x25, 0x28, 0x2A, 0x35, 0x41, 0x42, 0x5A, 0x5E, 0x88, 0x8A,
+                0x91, 0x93, 0x9E, 0xA0, 0xA3
             ]
         );
     }

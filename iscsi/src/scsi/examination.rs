@@ -18,7 +18,7 @@
 use super::identity::{Identity, Mismatch};
 use super::sense::code;
 use super::vpd::{self, Designator};
-use super::{Capacity, Cdb, LunAddress, Sense, SenseKey, Status, Verdict, Violation};
+use super::{Attention, Capacity, Cdb, LunAddress, Sense, SenseKey, Status, Verdict, Violation};
 
 /// The examination of one logical unit, without I/O: `poll_command`, then `handle_answer`, until it ends.
 ///
@@ -69,6 +69,9 @@ pub enum Failure {
     /// There is no logical unit behind this LUN now.
     #[error("there is no such logical unit")]
     NoSuchLun,
+    /// The unit cannot be reached through this target port (standby, unavailable): try another path.
+    #[error("the target port is not active for this logical unit")]
+    OtherPath,
     /// The unit refused a question that every unit must answer, or reported one thing after another.
     #[error("{during}: {}", .sense.as_ref().map_or_else(|| .status.to_string(), ToString::to_string))]
     Refused {
@@ -151,15 +154,12 @@ impl Examination {
             status,
             sense: sense.copied(),
         };
-        // SAM-5 5.14: the conditions that say that a volatile cache is gone; 29h/00h says nothing of the kind, as
-        // targets report it after every login.
-        self.lost_power |= sense.is_some_and(|sense| {
-            sense.key == SenseKey::UnitAttention
-                && (sense.is(code::POWER_ON_OCCURRED) || sense.is(code::DEVICE_INTERNAL_RESET))
-        });
+        self.lost_power |= sense
+            .and_then(Attention::of)
+            .is_some_and(Attention::lost_power);
         let result = match Verdict::of(status, sense) {
             Verdict::Good => self.take(question, data),
-            Verdict::Busy | Verdict::TaskSetFull => Ok(Progress::NotReady),
+            Verdict::Busy | Verdict::BecomingReady | Verdict::TaskSetFull => Ok(Progress::NotReady),
             Verdict::UnitAttention | Verdict::DeferredError | Verdict::Aborted => {
                 self.repeats += 1;
                 if self.repeats <= REPEATS_MAX {
@@ -167,7 +167,8 @@ impl Examination {
                 }
                 Err(refused())
             }
-            Verdict::Failed => match sense {
+            Verdict::SwitchPath => Err(Failure::OtherPath),
+            Verdict::Failed | Verdict::ReservationConflict | Verdict::OurFault => match sense {
                 Some(sense) if says_no_such_lun(sense) => Err(Failure::NoSuchLun),
                 Some(sense) if question.is_page() && sense.key == SenseKey::IllegalRequest => {
                     self.go_on(question);
@@ -412,7 +413,7 @@ mod tests {
         ));
     }
 
-    // S6: unit attentions 29h, 2Ah and 3Fh are consumed, and the command is repeated.
+    // S6: 29h, 2Ah and 3Fh alike.
     #[test]
     fn unit_attentions_are_free_of_charge_and_have_a_limit() {
         let mut examination = begun(None);
@@ -440,7 +441,7 @@ mod tests {
         assert_eq!(examination.poll_command(), None);
     }
 
-    // S3, S7: BUSY and NOT READY, becoming ready: the same question later.
+    // S3, S7: the same question later.
     #[test]
     fn a_unit_that_is_not_ready_is_asked_again() {
         let mut examination = begun(None);
@@ -464,6 +465,10 @@ mod tests {
         let broken = check(SenseKey::HardwareError, 0x44, 0);
         let progress = examination.handle_answer(Status::CHECK_CONDITION, Some(&broken), &[]);
         assert!(matches!(progress, Err(Failure::Refused { .. })));
+
+        let standby = check(SenseKey::NotReady, 0x04, 0x0B);
+        let progress = begun(None).handle_answer(Status::CHECK_CONDITION, Some(&standby), &[]);
+        assert_eq!(progress, Err(Failure::OtherPath));
 
         let absent = check(SenseKey::IllegalRequest, 0x25, 0);
         let progress = begun(None).handle_answer(Status::CHECK_CONDITION, Some(&absent), &[]);

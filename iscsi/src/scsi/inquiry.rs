@@ -18,6 +18,8 @@ pub struct Inquiry {
     pub version: u8,
     /// PROTECT: protection information can be used.
     pub protect: bool,
+    /// TPGS: asymmetric access, and who changes states.
+    pub asymmetric_access: AsymmetricAccess,
     /// T10 VENDOR IDENTIFICATION, printable, without the padding.
     pub vendor: String,
     /// PRODUCT IDENTIFICATION, likewise.
@@ -37,6 +39,33 @@ pub enum PeripheralQualifier {
     NotCapable,
     /// All others.
     Other(u8),
+}
+
+/// TPGS, two bits: can REPORT TARGET PORT GROUPS be asked, and by whom are access states changed?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AsymmetricAccess {
+    /// 00b: there is none, or it is proprietary.
+    #[default]
+    None,
+    /// 01b: the unit changes them.
+    Implicit,
+    /// 10b: initiators change them.
+    Explicit,
+    /// 11b: both.
+    Both,
+}
+
+impl AsymmetricAccess {
+    /// From the lower two bits.
+    fn from_bits(bits: u8) -> Self {
+        match bits & 0x03 {
+            0b01 => Self::Implicit,
+            0b10 => Self::Explicit,
+            0b11 => Self::Both,
+            // 00b is what is left of two bits.
+            _ => Self::None,
+        }
+    }
 }
 
 /// PERIPHERAL DEVICE TYPE, five bits; an open registry.
@@ -64,6 +93,7 @@ impl Inquiry {
             device_type: DeviceType(first & 0x1F),
             version: u8_at(data, 2),
             protect: bit_at(data, 5, 0),
+            asymmetric_access: AsymmetricAccess::from_bits(u8_at(data, 5) >> 4),
             vendor: text(data, 8, 16),
             product: text(data, 16, 32),
             revision: text(data, 32, 36),
@@ -145,6 +175,21 @@ mod tests {
         data.extend_from_slice(b"IET     VIRTUAL-DISK    0001");
         data.resize(66, 0);
         data
+    }
+
+    #[test]
+    fn asymmetric_access_is_read_from_its_bits() {
+        for (byte, expected) in [
+            (0x00, AsymmetricAccess::None),
+            (0x1F, AsymmetricAccess::Implicit),
+            (0xE0, AsymmetricAccess::Explicit),
+            (0x30, AsymmetricAccess::Both),
+        ] {
+            let inquiry = Inquiry::parse(&[0, 0, 5, 2, 31, byte]).unwrap();
+            assert_eq!(inquiry.asymmetric_access, expected, "{byte:02x}");
+        }
+        let cut = Inquiry::parse(&[0, 0, 5, 2, 0, 0x30]).unwrap();
+        assert_eq!(cut.asymmetric_access, AsymmetricAccess::None);
     }
 
     #[test]

@@ -62,15 +62,52 @@ impl LunAddress {
             _ => None,
         }
     }
+
+    /// The number of a well-known logical unit: 01h answers REPORT LUNS, 02h ACCESS CONTROLS, 03h target logs.
+    pub fn well_known(self) -> Option<u8> {
+        match self.to_bytes() {
+            [WELL_KNOWN, number, 0, 0, 0, 0, 0, 0] => Some(number),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for LunAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.number() {
-            Some(number) => write!(f, "{number}"),
-            None => write!(f, "{:#018x}", self.0),
+        match (self.number(), self.well_known()) {
+            (Some(number), _) => write!(f, "{number}"),
+            (None, Some(number)) => write!(f, "well-known {number:02X}h"),
+            (None, None) => write!(f, "{:#018x}", self.0),
         }
     }
+}
+
+/// SELECT REPORT: which logical units REPORT LUNS lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SelectReport(pub u8);
+
+impl SelectReport {
+    /// Those that a number addresses.
+    pub const ADDRESSED: Self = Self(0x00);
+    /// Well-known ones only.
+    pub const WELL_KNOWN: Self = Self(0x01);
+    /// All.
+    pub const ALL: Self = Self(0x02);
+}
+
+/// The length of the whole answer to REPORT LUNS, as its header tells it.
+///
+/// # Errors
+/// `TooShort` if the header is not whole.
+pub fn report_luns_told_bytes(data: &[u8]) -> Result<u64, Violation> {
+    if data.len() < REPORT_HEADER_BYTES {
+        return Err(Violation::TooShort {
+            what: WHAT,
+            have: data.len(),
+            need: REPORT_HEADER_BYTES,
+        });
+    }
+    Ok(8 + u64::from(u32_at(data, 0)))
 }
 
 /// The addresses in REPORT LUNS parameter data, as many whole ones as are there.
@@ -78,7 +115,6 @@ impl fmt::Display for LunAddress {
 /// # Errors
 /// `TooShort` if the header is not whole.
 pub fn parse_report_luns(data: &[u8]) -> Result<Vec<LunAddress>, Violation> {
-    const WHAT: &str = "the REPORT LUNS data";
     let list = data.get(REPORT_HEADER_BYTES..).ok_or(Violation::TooShort {
         what: WHAT,
         have: data.len(),
@@ -94,6 +130,7 @@ pub fn parse_report_luns(data: &[u8]) -> Result<Vec<LunAddress>, Violation> {
     ))
 }
 
+const WHAT: &str = "the REPORT LUNS data";
 /// First number that needs flat space addressing.
 const FLAT_FIRST: u16 = 256;
 /// First number beyond its 14 bits.
@@ -103,6 +140,8 @@ const METHOD_MASK: u8 = 0xC0;
 const METHOD_FLAT: u8 = 0x40;
 /// Method 11b, length 01b (three bytes of value), extended method 2h.
 const EXTENDED_FLAT: u8 = 0xD2;
+/// Method 11b, length 00b, extended method 1h.
+const WELL_KNOWN: u8 = 0xC1;
 /// LUN LIST LENGTH and four reserved bytes.
 const REPORT_HEADER_BYTES: usize = 8;
 
@@ -148,6 +187,24 @@ mod tests {
         ] {
             assert_eq!(LunAddress::from_bytes(bytes).number(), None, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn well_known_units_are_told_apart() {
+        let report_luns = LunAddress::from_bytes([0xC1, 0x01, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(report_luns.well_known(), Some(1));
+        assert_eq!(report_luns.to_string(), "well-known 01h");
+        assert_eq!(LunAddress::from_number(0x1C1).well_known(), None);
+        assert_eq!(LunAddress::from_number(300).to_string(), "300");
+        let hierarchy = LunAddress::from_bytes([1, 5, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(hierarchy.to_string(), "0x0105000000000000");
+    }
+
+    #[test]
+    fn the_length_of_the_list_is_told() {
+        assert_eq!(report_luns_told_bytes(&[0, 0, 1, 0, 0, 0, 0, 0]), Ok(264));
+        assert_eq!(report_luns_told_bytes(&[0xFF; 8]), Ok(0x1_0000_0007));
+        assert!(report_luns_told_bytes(&[0; 7]).is_err());
     }
 
     #[test]

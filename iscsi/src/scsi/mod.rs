@@ -11,30 +11,38 @@
 //! It sends nothing: `io` carries commands, `client::probe` decides what to ask; `examination` is the short form of
 //! that, without I/O, for those who replay commands after a new login.
 
+pub mod attention;
 pub mod capacity;
 pub mod cdb;
 pub mod examination;
 pub mod identity;
 pub mod inquiry;
+pub mod lba_status;
 pub mod lun;
 pub mod mode;
+pub mod port_groups;
+pub mod reservation;
 pub mod sense;
 pub mod status;
 pub mod units;
+pub mod unmap;
 pub mod verdict;
 pub mod vpd;
 
 mod field;
 
+pub use attention::Attention;
 pub use capacity::Capacity;
 pub use cdb::Cdb;
 pub use examination::Examination;
 pub use identity::Identity;
 pub use inquiry::Inquiry;
 pub use lun::LunAddress;
+pub use port_groups::TargetPortGroups;
 pub use sense::{Sense, SenseKey};
 pub use status::Status;
 pub use units::{BlockLength, Blocks, ByteCount, Lba};
+pub use unmap::Extent;
 pub use verdict::Verdict;
 
 /// What a target sent is not what the standard says: the transport was sound, the content is not.

@@ -22,8 +22,32 @@ pub struct Sense {
     pub ascq: u8,
     /// It speaks of an earlier command, one that had been answered with GOOD (response codes 71h and 73h).
     pub deferred: bool,
-    /// INFORMATION, if valid: for medium errors the LBA.
+    /// INFORMATION, if valid: for medium errors the LBA, for a miscompare the offset of the first byte that differs.
     pub information: Option<u64>,
+    /// SENSE KEY SPECIFIC, if valid (SKSV).
+    pub specific: Option<KeySpecific>,
+}
+
+/// SENSE KEY SPECIFIC: what it holds depends on the sense key (SPC-4 4.5.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeySpecific {
+    /// Illegal request: which field is wrong.
+    Field {
+        /// In the CDB; else in the parameter data.
+        in_cdb: bool,
+        /// Its byte.
+        byte: u16,
+        /// Its most significant bit, if that is told.
+        bit: Option<u8>,
+    },
+    /// Recovered, medium and hardware errors: how often the device tried.
+    Retries(u16),
+    /// No sense and not ready: how much of an operation is done, in parts of 65536.
+    Progress(u16),
+    /// Unit attention: more of them were pending than the device could remember.
+    AttentionsLost(bool),
+    /// For keys that define none, as it came (three bytes, SKSV included).
+    Other(u32),
 }
 
 /// Sense key, four bits: a closed set.
@@ -73,6 +97,7 @@ impl Sense {
             ascq,
             deferred: false,
             information: None,
+            specific: None,
         }
     }
 
@@ -104,6 +129,7 @@ impl Sense {
             ascq: u8_at(data, 13),
             deferred,
             information: valid.then(|| u64::from(u32_at(data, 3))),
+            specific: KeySpecific::parse(key, data.get(15..).unwrap_or_default()),
         })
     }
 
@@ -116,6 +142,43 @@ impl Sense {
             ascq: u8_at(data, 3),
             deferred,
             information: descriptors(data).find_map(information),
+            specific: descriptors(data)
+                .filter(|descriptor| u8_at(descriptor, 0) == KEY_SPECIFIC)
+                .find_map(|descriptor| {
+                    KeySpecific::parse(key, descriptor.get(4..).unwrap_or_default())
+                }),
+        })
+    }
+}
+
+impl KeySpecific {
+    /// From the three bytes; `None` if they are not all there or not valid.
+    fn parse(key: SenseKey, bytes: &[u8]) -> Option<Self> {
+        let [flags, high, low] = *bytes.first_chunk()?;
+        if flags & SKSV == 0 {
+            return None;
+        }
+        let value = u16::from_be_bytes([high, low]);
+        Some(match key {
+            SenseKey::IllegalRequest => Self::Field {
+                in_cdb: flags & 0x40 != 0,
+                byte: value,
+                bit: (flags & 0x08 != 0).then_some(flags & 0x07),
+            },
+            SenseKey::RecoveredError | SenseKey::MediumError | SenseKey::HardwareError => {
+                Self::Retries(value)
+            }
+            SenseKey::NoSense | SenseKey::NotReady => Self::Progress(value),
+            SenseKey::UnitAttention => Self::AttentionsLost(flags & 0x01 != 0),
+            SenseKey::DataProtect
+            | SenseKey::BlankCheck
+            | SenseKey::VendorSpecific
+            | SenseKey::CopyAborted
+            | SenseKey::AbortedCommand
+            | SenseKey::Reserved
+            | SenseKey::VolumeOverflow
+            | SenseKey::Miscompare
+            | SenseKey::Completed => Self::Other(u32::from_be_bytes([0, flags, high, low])),
         })
     }
 }
@@ -190,6 +253,20 @@ impl fmt::Display for SenseKey {
 
 /// Additional sense codes that someone here decides by, as (ASC, ASCQ). SPC-4 annex D.
 pub mod code {
+    /// Write error: unexpected unsolicited data (RFC 7143 §11.4.7.2).
+    pub const UNEXPECTED_UNSOLICITED_DATA: (u8, u8) = (0x0C, 0x0C);
+    /// Write error: not enough unsolicited data (RFC 7143 §11.4.7.2).
+    pub const NOT_ENOUGH_UNSOLICITED_DATA: (u8, u8) = (0x0C, 0x0D);
+    /// An operation is in progress: poll.
+    pub const OPERATION_IN_PROGRESS: (u8, u8) = (0x04, 0x07);
+    /// Thin provisioning is finding space: poll.
+    pub const SPACE_ALLOCATION_IN_PROGRESS: (u8, u8) = (0x04, 0x14);
+    /// START STOP UNIT is in progress: poll.
+    pub const START_IN_PROGRESS: (u8, u8) = (0x04, 0x1A);
+    /// A configuration is in progress: poll.
+    pub const CONFIGURATION_IN_PROGRESS: (u8, u8) = (0x04, 0x1D);
+    /// COMPARE AND WRITE found other data.
+    pub const MISCOMPARE_DURING_VERIFY: (u8, u8) = (0x1D, 0x00);
     /// Becoming ready: poll.
     pub const BECOMING_READY: (u8, u8) = (0x04, 0x01);
     /// ALUA state transition: poll.
@@ -208,10 +285,6 @@ pub mod code {
     pub const LOGICAL_UNIT_NOT_SUPPORTED: (u8, u8) = (0x25, 0x00);
     /// Thin provisioning: no space left.
     pub const SPACE_ALLOCATION_FAILED: (u8, u8) = (0x27, 0x07);
-    /// Power came on: what a volatile cache held is gone.
-    pub const POWER_ON_OCCURRED: (u8, u8) = (0x29, 0x01);
-    /// Reset inside of the device: likewise.
-    pub const DEVICE_INTERNAL_RESET: (u8, u8) = (0x29, 0x04);
     /// The capacity is another one.
     pub const CAPACITY_DATA_HAS_CHANGED: (u8, u8) = (0x2A, 0x09);
     /// Protocol service CRC error: the data was mangled on its way.
@@ -258,15 +331,21 @@ fn name_of(asc: u8, ascq: u8) -> Option<&'static str> {
         (0x04, 0x01) => "logical unit is becoming ready",
         (0x04, 0x02) => "logical unit needs to be started",
         (0x04, 0x03) => "logical unit needs manual intervention",
+        (0x04, 0x04) => "a format is in progress",
+        (0x04, 0x07) => "an operation is in progress",
         (0x04, 0x0A) => "asymmetric access state is changing",
         (0x04, 0x0B) => "the target port is in standby",
         (0x04, 0x0C) => "the target port is unavailable",
+        (0x04, 0x14) => "space allocation is in progress",
+        (0x04, 0x1B) => "a sanitize is in progress",
         (0x08, _) => "logical unit communication failure",
         (0x0C, 0x0C) => "unexpected unsolicited data",
         (0x0C, 0x0D) => "not enough unsolicited data",
         (0x0C, _) => "write error",
+        (0x11, 0x13) => "a retransmission was refused",
         (0x11, _) => "unrecovered read error",
         (0x1A, _) => "parameter list length error",
+        (0x1D, 0x00) => "miscompare during verify",
         (0x20, 0x00) => "invalid command operation code",
         (0x21, 0x00) => "logical block address out of range",
         (0x24, 0x00) => "invalid field in CDB",
@@ -278,12 +357,16 @@ fn name_of(asc: u8, ascq: u8) -> Option<&'static str> {
         (0x29, 0x07) => "I_T nexus loss occurred",
         (0x29, _) => "power on, reset, or bus device reset occurred",
         (0x2A, 0x01) => "mode parameters changed",
+        (0x2A, 0x03) => "reservations were preempted",
+        (0x2A, 0x04) => "reservations were released",
+        (0x2A, 0x05) => "registrations were preempted",
         (0x2A, 0x06) => "asymmetric access state changed",
         (0x2A, 0x09) => "capacity data has changed",
         (0x2F, _) => "commands cleared by another initiator",
         (0x38, 0x07) => "thin provisioning soft threshold reached",
         (0x3A, _) => "medium not present",
         (0x3F, 0x0E) => "reported LUNs data has changed",
+        (0x3F, 0x05) => "the device identifier has changed",
         (0x3F, 0x03) => "INQUIRY data has changed",
         (0x44, _) => "internal target failure",
         (0x47, 0x05) => "protocol service CRC error",
@@ -294,6 +377,10 @@ fn name_of(asc: u8, ascq: u8) -> Option<&'static str> {
     })
 }
 
+/// First byte of the sense key specific bytes: they are valid.
+const SKSV: u8 = 0x80;
+/// Type of the sense key specific descriptor.
+const KEY_SPECIFIC: u8 = 0x02;
 const FIXED_CURRENT: u8 = 0x70;
 const FIXED_DEFERRED: u8 = 0x71;
 const DESCRIPTOR_CURRENT: u8 = 0x72;
@@ -357,6 +444,70 @@ mod tests {
         );
     }
 
+    // S8: both formats say the same.
+    #[test]
+    fn key_specific_bytes_are_read_by_the_sense_key() {
+        for (key, bytes, specific) in [
+            (
+                SenseKey::IllegalRequest,
+                [0xCB, 0, 10],
+                Some(KeySpecific::Field {
+                    in_cdb: true,
+                    byte: 10,
+                    bit: Some(3),
+                }),
+            ),
+            (
+                SenseKey::IllegalRequest,
+                [0x80, 1, 0],
+                Some(KeySpecific::Field {
+                    in_cdb: false,
+                    byte: 256,
+                    bit: None,
+                }),
+            ),
+            (SenseKey::IllegalRequest, [0x4B, 0, 10], None),
+            (
+                SenseKey::NotReady,
+                [0x80, 0x80, 0],
+                Some(KeySpecific::Progress(0x8000)),
+            ),
+            (
+                SenseKey::NoSense,
+                [0x80, 0, 1],
+                Some(KeySpecific::Progress(1)),
+            ),
+            (
+                SenseKey::MediumError,
+                [0x80, 0, 7],
+                Some(KeySpecific::Retries(7)),
+            ),
+            (
+                SenseKey::UnitAttention,
+                [0x81, 0, 0],
+                Some(KeySpecific::AttentionsLost(true)),
+            ),
+            (
+                SenseKey::Miscompare,
+                [0x80, 2, 3],
+                Some(KeySpecific::Other(0x0080_0203)),
+            ),
+        ] {
+            let mut fixed = FIXED;
+            fixed[2] = key.bits();
+            fixed[15..18].copy_from_slice(&bytes);
+            assert_eq!(Sense::parse(&fixed).unwrap().specific, specific, "{key}");
+            let mut descriptor = vec![0x72, key.bits(), 0, 0, 0, 0, 0, 8, 0x02, 6, 0, 0];
+            descriptor.extend_from_slice(&bytes);
+            descriptor.push(0);
+            let sense = Sense::parse(&descriptor).unwrap();
+            assert_eq!(sense.specific, specific, "{key}");
+            // Cut off within the three bytes: not there.
+            assert_eq!(Sense::parse(&fixed[..17]).unwrap().specific, None);
+            assert_eq!(Sense::parse(&descriptor[..14]).unwrap().specific, None);
+        }
+    }
+
     #[test]
     fn deferred_is_told_apart() {
         for (code, deferred) in [(0x70, false), (0x71, true), (0x72, false), (0x73, true)] {
@@ -368,6 +519,7 @@ mod tests {
         }
     }
 
+    // S8: short sense data.
     #[test]
     fn short_sense_gives_what_it_holds() {
         assert_eq!(
@@ -383,6 +535,7 @@ mod tests {
         assert_eq!(Sense::parse(&DESCRIPTOR[..19]).unwrap().information, None);
     }
 
+    // S8: a sense length of zero.
     #[test]
     fn empty_and_foreign_formats_are_no_sense_data() {
         for data in [

@@ -176,6 +176,23 @@ impl Designator {
             && !self.identifier.is_empty()
     }
 
+    /// The target port group of the port that was asked: the key into REPORT TARGET PORT GROUPS.
+    pub fn target_port_group(&self) -> Option<u16> {
+        self.port_number(DesignatorKind::TARGET_PORT_GROUP)
+    }
+
+    /// Which port of the target it is that was asked.
+    pub fn relative_target_port(&self) -> Option<u16> {
+        self.port_number(DesignatorKind::RELATIVE_TARGET_PORT)
+    }
+
+    /// SPC-4 7.8.6.7, 7.8.6.8: two reserved bytes and the number.
+    fn port_number(&self, kind: DesignatorKind) -> Option<u16> {
+        let [_, _, high, low] = *<&[u8; 4]>::try_from(&self.identifier[..]).ok()?;
+        let is_port = self.kind == kind && self.association == Association::TargetPort;
+        is_port.then(|| u16::from_be_bytes([high, low]))
+    }
+
     fn is_text(&self) -> bool {
         matches!(self.code_set, CODE_SET_ASCII | CODE_SET_UTF_8)
     }
@@ -223,6 +240,8 @@ impl DesignatorKind {
 pub struct BlockLimits {
     /// WSNZ: a WRITE SAME of zero blocks is refused.
     pub write_same_non_zero: bool,
+    /// MAXIMUM COMPARE AND WRITE LENGTH, blocks; `None`: it is not implemented.
+    pub compare_and_write_max: Option<u8>,
     /// OPTIMAL TRANSFER LENGTH GRANULARITY, blocks.
     pub optimal_granularity: Option<u32>,
     /// MAXIMUM TRANSFER LENGTH, blocks.
@@ -251,6 +270,7 @@ impl BlockLimits {
         let alignment = u32_at(page, 32);
         Ok(Self {
             write_same_non_zero: bit_at(page, 4, 0),
+            compare_and_write_max: Some(u8_at(page, 5)).filter(|blocks| *blocks != 0),
             optimal_granularity: reported(u32::from(u16_at(page, 6))),
             transfer_max: reported(u32_at(page, 8)),
             optimal_transfer: reported(u32_at(page, 12)),
@@ -442,6 +462,34 @@ mod tests {
     }
 
     #[test]
+    fn ports_and_groups_are_numbers_of_the_port_that_was_asked() {
+        let designators = parse_designators(&page(
+            0x83,
+            &[
+                0x51, 0x94, 0, 4, 0, 0, 0x01, 0x02, // relative target port
+                0x51, 0x95, 0, 4, 0xFF, 0xFF, 0,
+                7, // target port group; reserved bytes are ignored
+                0x51, 0x95, 0, 3, 0, 0, 9, // too short to be one
+                0x51, 0x85, 0, 4, 0, 0, 0, 9, // of the logical unit, which has none
+            ],
+        ))
+        .unwrap();
+        let ports: Vec<_> = designators
+            .iter()
+            .map(|name| (name.relative_target_port(), name.target_port_group()))
+            .collect();
+        assert_eq!(
+            ports,
+            [
+                (Some(0x0102), None),
+                (None, Some(7)),
+                (None, None),
+                (None, None)
+            ]
+        );
+    }
+
+    #[test]
     fn a_designator_that_is_not_whole_makes_the_page_invalid() {
         let beyond = Err(Violation::LengthBeyondEnd {
             what: "VPD page 83h",
@@ -490,6 +538,7 @@ mod tests {
     fn block_limits_are_read_from_their_places() {
         let mut data = page(0xB0, &[0; 60]);
         data[4] = 0x01;
+        data[5] = 0x20;
         data[6..8].copy_from_slice(&[0, 8]);
         data[8..12].copy_from_slice(&[0, 1, 0, 0]);
         data[12..16].copy_from_slice(&[0, 0, 0x40, 0]);
@@ -502,6 +551,7 @@ mod tests {
             BlockLimits::parse(&data).unwrap(),
             BlockLimits {
                 write_same_non_zero: true,
+                compare_and_write_max: Some(32),
                 optimal_granularity: Some(8),
                 transfer_max: Some(0x1_0000),
                 optimal_transfer: Some(0x4000),

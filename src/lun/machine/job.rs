@@ -13,11 +13,11 @@
 
 use bytes::{Bytes, BytesMut};
 use iscsi::io::Data;
-use iscsi::scsi::cdb::{UNMAP_ONE_RANGE_BYTES, unmap_parameters};
-use iscsi::scsi::{Blocks, Cdb, Lba};
+use iscsi::scsi::unmap::{self, UnmapLimits};
+use iscsi::scsi::{Blocks, Cdb, Extent, Lba};
 
 use crate::block::{ErrorKind, Operation};
-use crate::lun::limits::{Fua, Limits, Unmap};
+use crate::lun::limits::{Fua, Limits};
 
 /// One request at work.
 #[derive(Debug)]
@@ -187,12 +187,15 @@ impl Active {
                 }
             }
             // A flush has no data stage, so what is left here is a trim.
-            Job::Unmap { .. } | Job::Flush => Next {
-                cdb: Cdb::unmap(UNMAP_ONE_RANGE_BYTES),
-                lba,
-                bytes: None,
-                data: Data::Out(unmap_parameters(lba, piece)),
-            },
+            Job::Unmap { .. } | Job::Flush => {
+                let extents = [Extent { lba, blocks: piece }];
+                Next {
+                    cdb: Cdb::unmap(unmap::list_bytes(&extents)),
+                    lba,
+                    bytes: None,
+                    data: Data::Out(unmap::list(&extents)),
+                }
+            }
         }
     }
 
@@ -342,7 +345,7 @@ fn take_front_mut(rest: &mut BytesMut, bytes: usize) -> BytesMut {
 }
 
 /// The groups of `granularity` blocks that lie whole in the range: a unit may refuse or ignore parts of them.
-fn whole_groups(begin: Lba, blocks: Blocks, unmap: Unmap) -> (Lba, Blocks) {
+fn whole_groups(begin: Lba, blocks: Blocks, unmap: UnmapLimits) -> (Lba, Blocks) {
     let (granularity, alignment) = (u64::from(unmap.granularity), u64::from(unmap.alignment));
     // In a frame in which groups begin at multiples of the granularity.
     let shift = (granularity - alignment) % granularity;
@@ -363,8 +366,9 @@ mod tests {
     use super::*;
 
     fn groups(begin: u64, blocks: u32, granularity: u32, alignment: u32) -> (u64, u32) {
-        let unmap = Unmap {
+        let unmap = UnmapLimits {
             blocks_max: Blocks(1),
+            descriptors_max: 1,
             granularity,
             alignment,
         };

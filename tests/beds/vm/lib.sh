@@ -31,5 +31,13 @@ docker_image() {
   tar -c -C /tmp/image . | docker import -c 'ENV PATH=/bin' -c 'CMD ["/bin/sh"]' - bed >/dev/null
 }
 
+# lio_up: the kernel's iSCSI target, ready to be configured; its records are kept where it looks for them by default
+lio_up() {
+  mkdir -p /var/target/alua /var/target/pr
+  modprobe -a target_core_mod target_core_file iscsi_target_mod || return 1
+  grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs none /sys/kernel/config || return 1
+  mkdir -p /sys/kernel/config/target/iscsi
+}
+
 # nbd_left: the devices that are connected, if any
 nbd_left() { cat /sys/block/nbd*/pid 2>/dev/null; }

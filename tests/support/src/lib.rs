@@ -5,7 +5,9 @@
 //! product must meet a right one here.
 
 pub mod cloud;
+pub mod lio;
 pub mod nbd;
+pub mod proxy;
 mod random;
 pub mod stamp;
 pub mod target;

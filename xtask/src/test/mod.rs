@@ -4,6 +4,7 @@
 //! made (no image, no cloud) fails as one check. What a test says it cannot do here is repeated at the end:
 //! it did not pass in silence.
 
+mod chaos;
 mod cinder;
 mod lint;
 mod summary;
@@ -36,13 +37,21 @@ enum Suite {
     Fmt,
     Lint,
     Unit,
+    Chaos,
     Vm,
     Cinder,
 }
 
 impl Suite {
     /// In order: what is quick and fails often comes first.
-    const ALL: [Self; 5] = [Self::Fmt, Self::Lint, Self::Unit, Self::Vm, Self::Cinder];
+    const ALL: [Self; 6] = [
+        Self::Fmt,
+        Self::Lint,
+        Self::Unit,
+        Self::Chaos,
+        Self::Vm,
+        Self::Cinder,
+    ];
 
     fn about(self) -> &'static str {
         match self {
@@ -53,8 +62,11 @@ impl Suite {
             Self::Unit => {
                 "unit    unit, property and interop tests on the host (tgt, libnbd, qemu, fio as judges)"
             }
+            Self::Chaos => {
+                "chaos   fio over an export whose network and target fail again and again (tgt, fio)"
+            }
             Self::Vm => {
-                "vm      a real kernel and a real Docker engine, in a VM that is made for it"
+                "vm      a real kernel (NBD, iSCSI target) and a real Docker engine, in a VM that is made for it"
             }
             Self::Cinder => {
                 "cinder  a real Keystone and Cinder on loopback, also from inside the VM"
@@ -73,7 +85,7 @@ pub(crate) async fn perform(options: &Options) -> Result<ExitCode> {
     }
     let chosen = |suite: Suite| options.only.is_empty() || options.only.contains(&suite);
     let mut packages = vec![host::BUILD];
-    if chosen(Suite::Unit) {
+    if chosen(Suite::Unit) || chosen(Suite::Chaos) {
         packages.push(host::INTEROP);
     }
     if chosen(Suite::Vm) || chosen(Suite::Cinder) {
@@ -87,6 +99,7 @@ pub(crate) async fn perform(options: &Options) -> Result<ExitCode> {
             Suite::Fmt => lint::fmt(&mut summary).await,
             Suite::Lint => lint::lint(&mut summary).await,
             Suite::Unit => unit::unit(&mut summary).await,
+            Suite::Chaos => chaos::chaos(&mut summary).await,
             Suite::Vm => vm::vm(&mut summary).await,
             Suite::Cinder => cinder::cinder(&mut summary).await,
         }

@@ -13,6 +13,8 @@ use crate::vm::{Image, Job};
 const BOOT_LIMIT: Duration = Duration::from_mins(1);
 /// The device tests make file systems and write through them, under emulation.
 const KERNEL_LIMIT: Duration = Duration::from_mins(15);
+/// The initiator against the guest kernel's own target; restarts of it under load take the most of it.
+const LIO_LIMIT: Duration = Duration::from_mins(10);
 /// A Docker engine needs 12 s to answer there, a container 5 s; a busy host several times that.
 const VOLUME_LIMIT: Duration = Duration::from_mins(15);
 
@@ -45,6 +47,7 @@ pub(super) async fn vm(summary: &mut Summary) {
     stage.quietly();
     boot(summary, &ground).await;
     kernel(summary, &ground).await;
+    lio(summary, &ground).await;
     let job = ground.volume();
     let job = job.and_then(|job| Ok(job.program("demo", &ground.built.program("demo")?)));
     volume(summary, "VM: volumes and Docker", &ground, job).await;
@@ -75,6 +78,21 @@ async fn kernel(summary: &mut Summary, ground: &Ground) {
             .program("cli", &ground.built.test("cli")?)
             .program("cinder-nbd", &ground.built.program("cinder-nbd")?)
             .keep(house::bed_dir().await?.join("log/vm-kernel"));
+        job.run(&ground.image, |line| stage.note(line)).await
+    };
+    match ended.await {
+        Ok(outcome) => summary.take_tests(stage, &outcome.output, outcome.status == 0),
+        Err(error) => summary.take(stage, Err(error)),
+    }
+}
+
+/// The kernel's target, by the library's test program.
+async fn lio(summary: &mut Summary, ground: &Ground) {
+    let stage = Stage::begin("VM: the kernel's iSCSI target");
+    let ended = async {
+        let job = Job::of_file("lio", LIO_LIMIT)?
+            .program("lio", &ground.built.test("lio")?)
+            .keep(house::bed_dir().await?.join("log/vm-lio"));
         job.run(&ground.image, |line| stage.note(line)).await
     };
     match ended.await {

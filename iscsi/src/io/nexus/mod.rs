@@ -381,7 +381,7 @@ impl<N: Network> Nexus<N> {
         tracing::warn!(unit = %self.identity, %cause, held = unfinished.len(), "the session is lost; I/O is held");
         self.events.push_back(Event::Lost(Arc::clone(&cause)));
         for (token, command) in unfinished.into_iter().rev() {
-            if replay::is_repeatable(&command.cdb) {
+            if command.cdb.is_idempotent() {
                 self.held.push_front((token, command));
             } else {
                 let cause = Arc::new(NexusError::Unrepeatable(Arc::clone(&cause)));

@@ -1,49 +1,18 @@
-//! Which commands may be sent a second time, and how they leave again.
+//! How held commands leave again, and which of those that were lost may still change the medium.
 //!
-//! A command that was in flight when its session was lost may have been done, in part or whole. Sent again it must
-//! have the same effect as if it had been done once.
-//!
-//! Source: SPC-4, SBC-4: operation codes.
+//! A command that was in flight when its session was lost may have been done, in part or whole. Only one that has the
+//! same effect done twice as done once is sent again (`Cdb::is_idempotent`).
 
 use std::collections::VecDeque;
 
 use crate::io::network::Stream;
 use crate::io::{Command, Data, Driver};
-use crate::scsi::{Cdb, LunAddress};
-
-/// Whether the command has the same effect done twice as done once.
-///
-/// COMPARE AND WRITE is not among them (the second time it would miscompare with what it wrote), nor are reservations
-/// (a key that was registered once is not registered again), nor what we do not know.
-pub(super) fn is_repeatable(cdb: &Cdb) -> bool {
-    matches!(
-        cdb.operation_code(),
-        TEST_UNIT_READY
-            | REQUEST_SENSE
-            | INQUIRY
-            | MODE_SENSE_6
-            | READ_CAPACITY_10
-            | READ_10
-            | WRITE_10
-            | SYNCHRONIZE_CACHE_10
-            | WRITE_SAME_10
-            | UNMAP
-            | MODE_SENSE_10
-            | PERSISTENT_RESERVE_IN
-            | READ_16
-            | WRITE_16
-            | SYNCHRONIZE_CACHE_16
-            | WRITE_SAME_16
-            | SERVICE_ACTION_IN_16
-            | REPORT_LUNS
-            | MAINTENANCE_IN
-    )
-}
+use crate::scsi::LunAddress;
 
 /// Whether the command could change the medium when it is done late.
 pub(super) fn writes(command: &Command) -> bool {
     // UNMAP and WRITE SAME have a data segment too; what we do not know is taken for a write.
-    matches!(command.data, Data::Out(_)) || !is_repeatable(&command.cdb)
+    matches!(command.data, Data::Out(_)) || !command.cdb.is_idempotent()
 }
 
 /// Gives held commands to the driver, oldest first, as many as it takes.
@@ -65,34 +34,12 @@ pub(super) fn release<S: Stream>(
     }
 }
 
-const TEST_UNIT_READY: u8 = 0x00;
-const REQUEST_SENSE: u8 = 0x03;
-const INQUIRY: u8 = 0x12;
-const MODE_SENSE_6: u8 = 0x1A;
-const READ_CAPACITY_10: u8 = 0x25;
-const READ_10: u8 = 0x28;
-const WRITE_10: u8 = 0x2A;
-const SYNCHRONIZE_CACHE_10: u8 = 0x35;
-const WRITE_SAME_10: u8 = 0x41;
-const UNMAP: u8 = 0x42;
-const MODE_SENSE_10: u8 = 0x5A;
-const PERSISTENT_RESERVE_IN: u8 = 0x5E;
-const READ_16: u8 = 0x88;
-const WRITE_16: u8 = 0x8A;
-const SYNCHRONIZE_CACHE_16: u8 = 0x91;
-const WRITE_SAME_16: u8 = 0x93;
-/// READ CAPACITY(16) and GET LBA STATUS.
-const SERVICE_ACTION_IN_16: u8 = 0x9E;
-const REPORT_LUNS: u8 = 0xA0;
-/// REPORT TARGET PORT GROUPS and other reports.
-const MAINTENANCE_IN: u8 = 0xA3;
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::scsi::{Blocks, Lba};
+    use crate::scsi::{Blocks, Cdb, Lba};
 
     // E9
     #[test]
@@ -104,7 +51,7 @@ mod tests {
         };
         // COMPARE AND WRITE, PERSISTENT RESERVE OUT, EXTENDED COPY, FORMAT UNIT, MODE SELECT(6), a vendor's own.
         for once in [0x89, 0x5F, 0x83, 0x04, 0x15, 0xC0] {
-            assert!(!is_repeatable(&of(once)), "{once:#04x}");
+            assert!(!of(once).is_idempotent(), "{once:#04x}");
         }
         for repeatable in [
             Cdb::read_16(Lba(0), Blocks(1)),
@@ -119,7 +66,7 @@ mod tests {
             Cdb::mode_sense_6(8, 192),
             Cdb::mode_sense_10(8, 192),
         ] {
-            assert!(is_repeatable(&repeatable), "{repeatable:?}");
+            assert!(repeatable.is_idempotent(), "{repeatable:?}");
         }
     }
 

@@ -42,7 +42,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
@@ -363,17 +363,13 @@ impl Target {
     /// Blocks until `sessions` is as told: a closed socket is noticed a moment later.
     ///
     /// # Panics
-    /// If it is not so within 5 s.
+    /// If it is not so within 10 s.
     pub fn wait_sessions(&self, count: usize) {
-        let deadline = Instant::now() + WAIT;
-        while self.sessions() != count {
-            let sessions = self.session_list();
-            assert!(
-                Instant::now() < deadline,
-                "{count} sessions expected: {sessions:?}"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        assert!(
+            self.shared.wait_sessions(count),
+            "{count} sessions expected: {:?}",
+            self.session_list()
+        );
     }
 
     /// How many logins succeeded so far.
@@ -723,6 +719,3 @@ async fn accept(
         }
     }
 }
-
-/// Far above what loopback needs.
-const WAIT: Duration = Duration::from_secs(5);

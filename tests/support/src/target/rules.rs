@@ -47,6 +47,7 @@ fn special(pdu: &Pdu) -> Option<&'static str> {
         op::NOP_OUT if pdu.itt() == NO_TAG && pdu.ttt() == NO_TAG && !pdu.immediate() => {
             Some("a NOP-Out that asks nothing must be immediate")
         }
+        op::LOGIN if !pdu.immediate() => Some("a login request is immediate"),
         op::TASK_MANAGEMENT if !pdu.data.is_empty() => Some("task management has no data"),
         op::TEXT if pdu.is_final() && pdu.flags() & CONTINUE != 0 => Some("F and C are both set"),
         op::DATA_OUT if pdu.ttt() == NO_TAG && pdu.lun_bytes() != [0; 8] => {
@@ -111,12 +112,14 @@ mod tests {
             (op::LOGIN, 22),
         ];
         for (opcode, place) in rows {
-            assert_eq!(reserved(&bare(opcode)), None);
-            assert!(reserved(&bare(opcode).with_byte(place, 1)).is_some());
+            let sound = bare(opcode).with_byte(0, opcode | 0x40);
+            assert_eq!(reserved(&sound), None);
+            assert!(reserved(&sound.with_byte(place, 1)).is_some());
             assert!(reserved(&bare(opcode).with_byte(0, opcode | 0x80)).is_some());
         }
         assert!(reserved(&bare(op::NOP_OUT).with_byte(1, 0)).is_some());
         assert!(reserved(&bare(op::SCSI_COMMAND).with_byte(1, 0x88)).is_some());
+        assert!(reserved(&bare(op::LOGIN)).is_some());
         assert!(reserved(&bare(0x1c)).is_some());
     }
 

@@ -391,7 +391,8 @@ fn overrule(
     for (key, value) in keys {
         match answers.iter_mut().find(|(known, _)| known == key) {
             Some((_, honest)) => (*value).clone_into(honest),
-            None if last && seen.key(key).is_none() => {
+            // A declaration is no answer, so that there is none to put another in place of.
+            None if last && (seen.key(key).is_none() || *key == "MaxRecvDataSegmentLength") => {
                 answers.push(((*key).to_owned(), (*value).to_owned()));
             }
             None => {}

@@ -283,6 +283,7 @@ pub(super) struct Shared {
     pub(super) stop: CancellationToken,
     exports: Mutex<BTreeMap<String, Arc<Live>>>,
     sessions: Mutex<Vec<Entry>>,
+    sessions_changed: Condvar,
     violations: Mutex<Vec<String>>,
     orphans: Mutex<Vec<Orphan>>,
     /// Pings that wait for an answer: tag, LUN, data.
@@ -305,6 +306,7 @@ impl Shared {
             stop: CancellationToken::new(),
             exports: Mutex::new(BTreeMap::new()),
             sessions: Mutex::new(Vec::new()),
+            sessions_changed: Condvar::new(),
             violations: Mutex::new(Vec::new()),
             orphans: Mutex::new(Vec::new()),
             pings: Mutex::new(Vec::new()),
@@ -357,6 +359,20 @@ impl Shared {
             .iter()
             .map(|entry| entry.info.clone())
             .collect()
+    }
+
+    /// Blocks until there are so many normal sessions; false if it is not so within 10 s.
+    pub(super) fn wait_sessions(&self, count: usize) -> bool {
+        let normal = |entries: &Vec<Entry>| {
+            let normal = entries.iter().filter(|entry| entry.info.target.is_some());
+            normal.count()
+        };
+        let guard = lock(&self.sessions);
+        let wait = Duration::from_secs(10);
+        let waited = self
+            .sessions_changed
+            .wait_timeout_while(guard, wait, |entries| normal(entries) != count);
+        normal(&waited.unwrap_or_else(PoisonError::into_inner).0) == count
     }
 
     /// An order to each session; one whose queue is full has enough to do.
@@ -502,6 +518,7 @@ impl Shared {
             cancel: cancel.clone(),
             ended: ended.clone(),
         });
+        self.sessions_changed.notify_all();
         Place {
             shared: Arc::clone(self),
             tsih,
@@ -577,6 +594,7 @@ pub(super) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.shared.sessions).retain(|entry| entry.info.tsih != self.tsih);
+        self.shared.sessions_changed.notify_all();
         self.ended.cancel();
     }
 }

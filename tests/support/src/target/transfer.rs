@@ -386,6 +386,11 @@ fn unsolicited(task: &mut Task, pdu: &Pdu, first_burst: usize) -> Result<(), Str
     }
     copy(task, pdu, end.min(task.expected))?;
     task.asked = task.got;
+    if !pdu.is_final() && end >= first_burst.min(task.expected) {
+        return Err(format!(
+            "F=0 on unsolicited data that ends at {end}, where it must"
+        ));
+    }
     if pdu.is_final() {
         task.unsolicited = None;
     }

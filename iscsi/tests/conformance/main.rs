@@ -6,4 +6,10 @@
 //!
 //! The comment above a test's attribute names its lines; `docs/conformance.md` is made of these.
 
+mod bed;
+mod chap;
 mod document;
+mod full_feature;
+mod login;
+mod recovery;
+mod scsi;

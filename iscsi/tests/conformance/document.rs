@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-#[path = "../../xtask/src/conformance.rs"]
+#[path = "../../../xtask/src/conformance.rs"]
 mod generator;
 
 fn made() -> generator::Made {
-    generator::make(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("the sources can be read")
+    generator::make(repository()).expect("the sources can be read")
 }
 
 #[test]
 fn the_document_is_the_one_that_the_sources_make() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(generator::DOCUMENT);
+    let path = repository().join(generator::DOCUMENT);
     let kept = std::fs::read_to_string(path).expect("the document is committed");
     let made = made().document;
     let differs = kept
@@ -22,4 +22,9 @@ fn the_document_is_the_one_that_the_sources_make() {
         kept == made,
         "run `cargo xtask conformance`; the first difference: {differs:#?}"
     );
+}
+
+fn repository() -> &'static Path {
+    let library = Path::new(env!("CARGO_MANIFEST_DIR"));
+    library.parent().expect("the library is a folder of it")
 }
