@@ -36,7 +36,7 @@ use iscsi::wire::{BHS_BYTES, Bhs, FromTarget, binary, text_keys};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by the names of their folders in `corpus/`.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("chap_values", chap_values),
     ("examination", examination),
     ("login", login),

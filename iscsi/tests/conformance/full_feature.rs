@@ -664,7 +664,10 @@ async fn asked_to_log_out_we_start_nothing_new_and_log_out_when_the_rest_is_done
         request
     };
     let (error, request) = tokio::join!(end(&mut driver), target);
-    assert!(matches!(error, SessionError::LogoutRequested), "{error}");
+    assert!(
+        matches!(error, SessionError::LogoutRequested { .. }),
+        "{error}"
+    );
     assert_eq!(request.cid(), 0);
     let unfinished = driver.take_unfinished();
     assert_eq!(unfinished.len(), 1);
@@ -686,7 +689,10 @@ async fn asked_to_log_out_we_do_so_in_time_whatever_is_under_way() {
         after
     };
     let (error, after) = tokio::join!(end(&mut driver), target);
-    assert!(matches!(error, SessionError::LogoutRequested), "{error}");
+    assert!(
+        matches!(error, SessionError::LogoutRequested { .. }),
+        "{error}"
+    );
     // That much the target asked for; the wait of `expect` bounds it from above.
     assert!(after < Duration::from_secs(9), "{after:?}");
 }
@@ -702,7 +708,7 @@ async fn drop_notices_end_the_session_with_the_times_that_they_tell() {
             peer.send(Pdu::async_message(event, 0, [0, 5, 60])).await;
         };
         let (error, ()) = tokio::join!(end(&mut driver), target);
-        let SessionError::Dropped { wait, retain } = error else {
+        let SessionError::Dropped { wait, retain, .. } = error else {
             panic!("event {event}: {error}");
         };
         assert_eq!((wait, retain), (5, 60));
@@ -727,7 +733,10 @@ async fn asked_to_negotiate_we_log_out_or_send_a_text_request() {
     let (said, opcode) = tokio::join!(next(&mut driver), target);
     if opcode == op::LOGOUT {
         let error = said.expect_err("we logged out");
-        assert!(matches!(error, SessionError::LogoutRequested), "{error}");
+        assert!(
+            matches!(error, SessionError::LogoutRequested { .. }),
+            "{error}"
+        );
     }
 }
 

@@ -121,21 +121,40 @@ async fn rejected(answer: impl FnOnce(&Pdu) -> Pdu) -> Result<Completion, Sessio
 #[tokio::test]
 async fn rejected_command_has_failed_or_its_session_has_whatever_the_reason() {
     // 02h data digest error, 03h SNACK, 04h protocol error, 05h not supported, 06h immediate commands, 07h task in
-    // progress, 08h invalid data ack, 09h invalid field, 0Ah long operation, 0Bh negotiation reset, 0Ch waiting for logout.
-    for reason in 0x02..=0x0c {
+    // progress, 08h invalid data ack, 09h invalid field, 0Ah long operation, 0Bh negotiation reset.
+    for reason in 0x02..=0x0b {
         match rejected(|command| Pdu::reject(command, reason)).await {
             Ok(completion) => assert_ne!(completion.status, Status::GOOD, "{reason:#04x}"),
             Err(error) => {
                 let told = matches!(
                     error,
                     SessionError::Rejected { .. }
-                        | SessionError::LogoutRequested
+                        | SessionError::LogoutRequested { .. }
                         | SessionError::Violation(_)
                 );
                 assert!(told, "{reason:#04x}: {error}");
             }
         }
     }
+}
+
+// E3, F25: 0Ch, waiting for logout
+#[tokio::test]
+async fn command_rejected_for_want_of_a_logout_is_followed_by_one() {
+    let (mut driver, mut peer) = session().await;
+    submit(&mut driver, 0, ready());
+    let target = async move {
+        let command = peer.expect(op::SCSI_COMMAND).await;
+        peer.send(Pdu::reject(&command, 0x0c)).await;
+        peer.expect(op::LOGOUT).await;
+    };
+    let error = tokio::join!(next(&mut driver), target)
+        .0
+        .expect_err("it is logged out");
+    assert!(
+        matches!(error, SessionError::LogoutRequested { .. }),
+        "{error}"
+    );
 }
 
 // E3
