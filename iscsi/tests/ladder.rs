@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use iscsi::io::{Command, Completion, Data, Driver};
+use iscsi::proto::session::TargetEvent;
 use iscsi::proto::{
     DigestPolicy, FunctionError, Isid, Misuse, SessionError, SessionParams, Timeouts, Violation,
 };
@@ -124,7 +125,7 @@ async fn target_without_task_management_loses_the_session() {
 async fn owner_resets_a_unit_and_aborts_a_command() {
     let target = builder().start_blocking();
     let mut driver = Driver::connect(&params(&target)).await.unwrap();
-    target.inject(Fault::NoAnswer { nth: 1 });
+    target.inject(Fault::HoldCommand { nth: 1 });
     driver.submit(1, read(1, 0, 1)).unwrap();
     driver.submit(2, read(2, 0, 1)).unwrap();
     let abort = TaskManagementFunction::ABORT_TASK;
@@ -136,7 +137,7 @@ async fn owner_resets_a_unit_and_aborts_a_command() {
     let aborted = next(&mut driver).await.unwrap();
     assert_eq!((aborted.token, aborted.status), (1, Status::TASK_ABORTED));
 
-    target.inject(Fault::NoAnswer { nth: 1 });
+    target.inject(Fault::HoldCommand { nth: 1 });
     driver.submit(3, read(1, 0, 1)).unwrap();
     driver.submit(4, read(2, 0, 1)).unwrap();
     assert_eq!(next(&mut driver).await.unwrap().token, 4);
@@ -295,6 +296,16 @@ async fn requested_logouts_end_one_connection_after_the_other() {
     let mut params = params(&target);
     params.offers.max_connections = 2;
     let mut driver = Driver::connect(&params).await.unwrap();
+    target.request_logout(5);
+    // Commands go on over the other connection.
+    while driver.connections() == 2 {
+        driver.submit(1, read(1, 0, 1)).unwrap();
+        assert_eq!(next(&mut driver).await.unwrap().status, Status::GOOD);
+    }
+    assert!(matches!(
+        driver.take_event(),
+        Some(TargetEvent::LogoutRequested { seconds: 5, .. })
+    ));
     target.request_logout(5);
     let end = next(&mut driver).await.unwrap_err();
     assert!(matches!(end, SessionError::LogoutRequested { .. }), "{end}");

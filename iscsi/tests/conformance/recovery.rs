@@ -138,21 +138,22 @@ async fn rejected_command_has_failed_or_its_session_has_whatever_the_reason() {
     }
 }
 
-// E3: 0Ch waiting for logout
+// E3, F25: 0Ch, waiting for logout
 #[tokio::test]
-async fn target_that_waits_for_a_logout_gets_one() {
+async fn command_rejected_for_want_of_a_logout_is_followed_by_one() {
     let (mut driver, mut peer) = session().await;
     submit(&mut driver, 0, ready());
-    let target = async {
+    let target = async move {
         let command = peer.expect(op::SCSI_COMMAND).await;
         peer.send(Pdu::reject(&command, 0x0c)).await;
-        let logout = peer.expect(op::LOGOUT).await;
-        peer.send(Pdu::logout_response(&logout, 0)).await;
+        peer.expect(op::LOGOUT).await;
     };
-    let error = tokio::join!(next(&mut driver), target).0;
+    let error = tokio::join!(next(&mut driver), target)
+        .0
+        .expect_err("it is logged out");
     assert!(
-        matches!(error, Err(SessionError::LogoutRequested { .. })),
-        "{error:?}"
+        matches!(error, SessionError::LogoutRequested { .. }),
+        "{error}"
     );
 }
 

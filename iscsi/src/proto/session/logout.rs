@@ -76,14 +76,12 @@ impl Session {
                 reason: LogoutReason::CLOSE_SESSION,
                 is_asked_by_target,
             } => Err(self.logged_out(is_asked_by_target, None)),
-            State::InLogout { .. } => {
-                self.free(cid);
-                Ok(())
-            }
+            State::InLogout {
+                is_asked_by_target, ..
+            } => self.free(cid, is_asked_by_target, None),
             // RFC 7143 §11.14 (F29): a session's logout closes all its connections, in any order
             State::LoggedIn | State::LogoutRequested { .. } if self.is_ending => {
-                self.free(cid);
-                Ok(())
+                self.free(cid, false, None)
             }
             State::LoggedIn | State::LogoutRequested { .. } => {
                 let cause = "the target closed the connection";
@@ -170,9 +168,11 @@ impl Session {
                 reason: LogoutReason::CLOSE_SESSION,
                 is_asked_by_target,
             } if is_known => Err(self.logged_out(is_asked_by_target, Some(response))),
-            State::InLogout { .. } if is_known => match response.response {
+            State::InLogout {
+                is_asked_by_target, ..
+            } if is_known => match response.response {
                 LogoutOutcome::CLOSED | LogoutOutcome::CID_NOT_FOUND => {
-                    self.free(cid);
+                    self.free(cid, is_asked_by_target, Some(response))?;
                     Ok(None)
                 }
                 outcome => Err(SessionError::LogoutFailed { outcome }),
@@ -213,15 +213,25 @@ impl Session {
         }
     }
 
-    /// A connection is closed, and the session goes on without it.
-    fn free(&mut self, cid: u16) {
+    /// A connection is closed, and the session goes on without it, unless it was the last: several can
+    /// be logged out at the same time.
+    fn free(
+        &mut self,
+        cid: u16,
+        is_asked_by_target: bool,
+        response: Option<&LogoutResponse>,
+    ) -> Result<(), SessionError> {
         let connection = self.at(cid);
         connection.state = State::Free;
         connection.control.clear();
         connection.sequences.clear();
+        if self.connections() == 0 {
+            return Err(self.logged_out(is_asked_by_target, response));
+        }
         // RFC 7143 §11.14.1: with its connection end all its tasks
         self.abort_tasks(|task| task.cid == cid);
         self.events.push_back(Event::ConnectionClosed { cid });
+        Ok(())
     }
 }
 

@@ -79,6 +79,18 @@ pub(super) struct Agreed {
     pub(super) their_segment_bytes: u32,
 }
 
+impl Agreed {
+    /// The values of a further connection of this one's session: digests and lengths are its own.
+    pub(super) fn for_further(&self, further: &Self) -> Self {
+        Self {
+            header_digest: further.header_digest,
+            data_digest: further.data_digest,
+            their_segment_bytes: further.their_segment_bytes,
+            ..self.clone()
+        }
+    }
+}
+
 impl Default for Agreed {
     fn default() -> Self {
         Self {

@@ -275,7 +275,11 @@ impl Session {
 
     /// Takes a connection in and welcomes it.
     fn admit(&mut self, link: Link, entered: &Entered) {
-        let connection = Connection::new(link, entered);
+        let mut connection = Connection::new(link, entered);
+        // RFC 7143 §13: what is the session's was negotiated by its leading connection, and holds for all.
+        if let Some(first) = self.connections.iter().flatten().next() {
+            connection.agreed = first.agreed.for_further(&connection.agreed);
+        }
         let mut free = self.connections.iter().position(Option::is_none);
         // RFC 7143 §6.3.4: a login with a CID that is in use takes that connection's place.
         let known = |held: &Option<Connection>| {

@@ -270,6 +270,27 @@ fn close_after_a_logout_is_no_failure_and_any_other_is_one() {
     assert!(matches!(end, Err(SessionError::LoggedOut)), "{end:?}");
 }
 
+// F25: both are asked at the same time, and each answers for itself
+#[test]
+fn last_of_several_connections_that_are_logged_out_ends_the_session() {
+    let mut script = Script::of(2);
+    for cid in 0..2 {
+        script.cid = cid;
+        script
+            .async_message(AsyncEvent::LOGOUT_REQUESTED, 10, &[])
+            .unwrap();
+    }
+    assert_eq!(script.logout_on(0).reason, LogoutReason::CLOSE_CONNECTION);
+    assert_eq!(script.logout_on(1).reason, LogoutReason::CLOSE_CONNECTION);
+    script.logout_response().unwrap();
+    script.cid = 0;
+    let end = script.logout_response();
+    assert!(
+        matches!(end, Err(SessionError::LogoutRequested { .. })),
+        "{end:?}"
+    );
+}
+
 // F29: RFC 7143 §11.14
 #[test]
 fn nothing_new_leaves_after_a_logout_and_its_silence_ends_the_session() {
