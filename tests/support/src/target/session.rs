@@ -81,7 +81,7 @@ pub(super) struct Session {
     /// Slots: a connection keeps its index, by which its tasks know it.
     connections: Vec<Option<Connection>>,
     /// Commands that came before their turn, by number; on one connection there are none.
-    early: BTreeMap<u32, (usize, Pdu)>,
+    early: BTreeMap<u32, (usize, Vec<Pdu>)>,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
     next_tag: u32,
@@ -217,7 +217,13 @@ impl Session {
         }
         match pdu.opcode() {
             op::DATA_OUT => {
-                self.on_data_out(at, pdu);
+                // Unsolicited data of a command that waits for its turn waits with it.
+                let of_early = |(_, pdus): &&mut (usize, Vec<Pdu>)| pdus[0].itt() == pdu.itt();
+                if let Some((_, pdus)) = self.early.values_mut().find(of_early) {
+                    pdus.push(pdu.clone());
+                } else {
+                    self.on_data_out(at, pdu);
+                }
                 Ok(())
             }
             op::LOGIN => Err(Ended::Violation("login in full feature phase".into())),
@@ -244,17 +250,23 @@ impl Session {
                     self.exp_cmd_sn
                 )));
             }
-            if self.early.insert(number, (at, pdu.clone())).is_some() {
+            if self.early.insert(number, (at, vec![pdu.clone()])).is_some() {
                 self.broke(format!("CmdSN {number} sent twice"));
             }
             return Ok(());
         }
         self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
         self.act(at, pdu)?;
-        while let Some((at, pdu)) = self.early.remove(&self.exp_cmd_sn) {
+        while let Some((at, pdus)) = self.early.remove(&self.exp_cmd_sn) {
             self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+            let [command, data @ ..] = &pdus[..] else {
+                continue;
+            };
             if self.connections[at].is_some() {
-                self.act(at, &pdu)?;
+                self.act(at, command)?;
+                for data_out in data {
+                    self.on_data_out(at, data_out);
+                }
             }
         }
         Ok(())
