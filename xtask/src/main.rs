@@ -1,4 +1,4 @@
-//! Everything a developer or newcomer runs: `cargo xtask demo | test | bench | vm | fuzz | conformance`.
+//! Everything a developer or newcomer runs: `cargo xtask demo | test | bench | vm | fuzz | simulate | conformance`.
 //!
 //! The roof of this program: arguments, signals, exit status. On Ctrl-C or SIGTERM the running task is
 //! dropped, and with it every process, VM and folder it had made.
@@ -10,6 +10,7 @@ mod fuzz;
 mod host;
 mod house;
 mod run;
+mod simulate;
 mod test;
 mod ui;
 mod vm;
@@ -48,6 +49,8 @@ enum Verb {
     Bench(bench::Options),
     /// Throw bytes at all that takes a stranger's bytes apart, after installing cargo-fuzz if need be.
     Fuzz(fuzz::Options),
+    /// Run schedules of the simulation in invented time: one seed again, or as many as hours hold.
+    Simulate(simulate::Options),
     /// Make docs/conformance.md of the checklist and the tags in the sources.
     Conformance,
     /// Make the guest image if need be, boot it, and run a shell script in it.
@@ -97,6 +100,7 @@ async fn perform(verb: Verb) -> Result<ExitCode> {
         Verb::Demo { vm } => demo::perform(vm).await.map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::perform(&options).await,
         Verb::Bench(options) => bench::perform(&options).await.map(|()| ExitCode::SUCCESS),
+        Verb::Simulate(options) => simulate::perform(&options).await,
         Verb::Fuzz(options) => fuzz::perform(&options).await,
         Verb::Conformance => write_conformance(),
         Verb::Vm {

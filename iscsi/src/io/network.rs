@@ -1,7 +1,7 @@
 //! What a driver needs of a network: to reach a portal, and to move bytes both ways.
 //!
 //! A room of its own so that the driver can run over invented wires in invented time: the simulation of
-//! `tests/simulation` runs all of this crate over them.
+//! `iscsi/tests/simulation` runs all of this crate over them.
 //!
 //! Invariants:
 //! 1. A read or a write that is `Pending` has arranged for a wake-up; both directions may be pending at once.
