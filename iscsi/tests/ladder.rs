@@ -163,6 +163,10 @@ async fn owner_resets_a_unit_and_aborts_a_command() {
     assert_eq!(target.violations(), Vec::<String>::new());
 }
 
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("a few")
+}
+
 /// Writes and reads back in many sizes, several commands at once.
 async fn exercise(driver: &mut Driver) {
     for (round, size) in [512, 4096, 8192, 65_536, 66_048, 1 << 20]
@@ -171,20 +175,20 @@ async fn exercise(driver: &mut Driver) {
     {
         for part in 0..4_u64 {
             let lba = part * 2048;
-            let data = pattern(size, round * 4 + usize::try_from(part).unwrap());
-            driver.submit(part, write(1, lba, data)).unwrap();
+            let data = pattern(size, round * 4 + index(part));
+            assert!(driver.submit(part, write(1, lba, data)).is_ok());
         }
         for _ in 0..4 {
-            let done = next(driver).await.unwrap();
+            let done = next(driver).await.expect("the session stands");
             assert_eq!(done.status, Status::GOOD, "{size}: {:?}", done.sense);
         }
         for part in 0..4_u64 {
-            let blocks = u32::try_from(size / BLOCK).unwrap();
-            driver.submit(part, read(1, part * 2048, blocks)).unwrap();
+            let blocks = u32::try_from(size / BLOCK).expect("few blocks");
+            assert!(driver.submit(part, read(1, part * 2048, blocks)).is_ok());
         }
         for _ in 0..4 {
-            let done = next(driver).await.unwrap();
-            let expected = pattern(size, round * 4 + usize::try_from(done.token).unwrap());
+            let done = next(driver).await.expect("the session stands");
+            let expected = pattern(size, round * 4 + index(done.token));
             assert!(
                 matches!(done.data, Data::In(buffer) if buffer == expected),
                 "{size} bytes differ"

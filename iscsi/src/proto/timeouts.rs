@@ -18,7 +18,7 @@ use std::time::Duration;
 pub struct Timeouts {
     /// For commands that move data or ask. Default 30 s.
     pub command: Duration,
-    /// For commands that may flush, erase or format. Default 60 s.
+    /// For commands that flush or may write a whole range (`Cdb::timeout_class`). Default 60 s.
     pub slow: Duration,
     /// For the answer to ABORT TASK. Default 15 s.
     pub abort: Duration,

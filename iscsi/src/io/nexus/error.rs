@@ -67,9 +67,18 @@ impl NexusError {
         } else {
             None
         };
-        told.unwrap_or_else(|| Duration::from_secs(u64::from(agreed.time_2_wait)))
+        let wait = told.unwrap_or_else(|| Duration::from_secs(u64::from(agreed.time_2_wait)));
+        if agreed.max_connections > 1 {
+            wait.max(CONNECTIONS_WAIT)
+        } else {
+            wait
+        }
     }
 }
+
+/// Linux 6.1's target falls over (`iscsit_stop_session`) when a session of several connections is reinstated while the
+/// last of them are still being taken down. With RFC 7143's default of `DefaultTime2Wait` it does not.
+const CONNECTIONS_WAIT: Duration = Duration::from_secs(2);
 
 /// What differs, behind what failed.
 fn of(failure: &Failure) -> String {

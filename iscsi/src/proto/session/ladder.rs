@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 use super::{Session, SessionError, Settings};
 use crate::proto::Attempt;
 use crate::proto::timeouts::Timeouts;
+use crate::scsi::Cdb;
+use crate::scsi::cdb::TimeoutClass;
 use crate::wire::tag::InitiatorTaskTag;
 use crate::wire::task_management::{TaskManagementFunction, TaskManagementOutcome};
 
@@ -116,10 +118,9 @@ impl Ladder {
 
     /// How long a command may be quiet; `None` for ever.
     fn patience(&self, cdb: &[u8; 16]) -> Option<Duration> {
-        let timeout = if is_slow(cdb) {
-            self.timeouts.slow
-        } else {
-            self.timeouts.command
+        let timeout = match Cdb(*cdb).timeout_class() {
+            TimeoutClass::Normal => self.timeouts.command,
+            TimeoutClass::Flush | TimeoutClass::Zeroing => self.timeouts.slow,
         };
         (!timeout.is_zero()).then_some(timeout)
     }
@@ -303,10 +304,4 @@ impl Rung {
             Self::Reset => Some(TaskManagementFunction::LOGICAL_UNIT_RESET),
         }
     }
-}
-
-/// Commands that may flush, erase or format, and take their time for it.
-fn is_slow(cdb: &[u8; 16]) -> bool {
-    // SBC-4: SYNCHRONIZE CACHE(10) and (16), FORMAT UNIT, UNMAP, WRITE SAME(10) and (16)
-    matches!(cdb[0], 0x35 | 0x91 | 0x04 | 0x42 | 0x41 | 0x93)
 }
