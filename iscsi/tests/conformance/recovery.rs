@@ -57,7 +57,7 @@ async fn ended(nexus: &mut Nexus) -> Result<Completion, Failed> {
         match event(nexus).await {
             Event::Completed(completion) => return Ok(completion),
             Event::Failed(failed) => return Err(failed),
-            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
+            Event::Lost(_) | Event::Reinstated(_) | Event::Examined(_) | Event::Expired(_) => {}
         }
     }
 }

@@ -202,13 +202,7 @@ impl<N: Network> Work<N> {
             };
             let lun = self.path.lun;
             let answer = ask(driver, Command { lun, cdb, data }).await?;
-            let came = match &answer.data {
-                Data::In(buffer) => {
-                    let came = usize::try_from(answer.transferred).unwrap_or_default();
-                    &buffer[..came.min(buffer.len())]
-                }
-                Data::Out(_) | Data::None => &[],
-            };
+            let came = answer.data.filled(answer.transferred);
             match examination
                 .handle_answer(answer.status, answer.sense.as_ref(), came)
                 .map_err(NexusError::Gate)?
