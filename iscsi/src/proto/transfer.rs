@@ -98,7 +98,7 @@ impl Read {
         if data_in.status.is_some() && !data_in.is_final {
             return Err(Violation::StatusWithoutFinal);
         }
-        // RFC 7143 §11.7.5: Data-In PDUs of a command are numbered from 0
+        // RFC 7143 §11.7.5: Data-In PDUs of a command are numbered from 0. E7: a gap ends the session, no SNACK asks for it
         if data_in.data_sn != self.next_data_sn {
             let (expected, seen) = (self.next_data_sn.0, data_in.data_sn.0);
             return Err(Violation::DataSn { expected, seen });
