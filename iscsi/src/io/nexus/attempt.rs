@@ -187,7 +187,7 @@ impl<N: Network> Work<N> {
         &self,
         driver: &mut Driver<N::Stream>,
     ) -> Result<(Identity, Examination), NexusError> {
-        // E10: another unit behind the same LUN gets nothing
+        // RFC 7143 §6.3.5 (E10): another unit behind the same LUN gets nothing
         let mut examination = Examination::new(self.path.lun, self.expected.clone());
         #[cfg(feature = "hazards")]
         if self.params.hazards.no_gate

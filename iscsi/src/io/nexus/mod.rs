@@ -9,7 +9,7 @@
 //!
 //! A room of its own because it is the one place that decides whether a command may be sent a second time.
 //!
-//! Source: RFC 7143 §6.3.5 (session reinstatement), §7.5 (session recovery), §4.4.3.1 (I_T nexus and ISID).
+//! Source: RFC 7143 §6.3.5 (session reinstatement), §7.15 (session errors), §4.4.3.1 (I_T nexus and ISID).
 //! Read before changing: `proto::recovery` (when), `attempt` (how), `scsi::identity` (the gate).
 //!
 //! Invariants:
@@ -409,7 +409,7 @@ impl<N: Network> Nexus<N> {
         let Link::Up { driver, key, .. } = &mut self.link else {
             return;
         };
-        // E8: reset, closed, silent or confused: whatever ended the session, a new one is made in its place
+        // RFC 7143 §7.14 (E8): reset, closed, silent or confused: whatever ended the session, a new one is made in its place
         let is_left = matches!(cause, NexusError::PathLeft);
         let wait = cause.time_to_wait(driver.agreed());
         let cause = Arc::new(cause);
@@ -427,7 +427,7 @@ impl<N: Network> Nexus<N> {
         self.cause = Some(Arc::clone(&cause));
         tracing::warn!(unit = %self.identity, %cause, held = unfinished.len(), "the session is lost; I/O is held");
         self.events.push_back(Event::Lost(Arc::clone(&cause)));
-        // E5, E9: only on a session of its own is a command sent again, in order of submission
+        // RFC 7143 §7.2.1 (E5): only on a session of its own is a command sent again, in order of submission
         for (token, command) in unfinished.into_iter().rev() {
             if command.cdb.is_idempotent() {
                 self.held.push_front((token, command));
@@ -496,7 +496,7 @@ impl<N: Network> Nexus<N> {
 
     fn expire(&mut self) {
         let cause = self.cause();
-        // E11: held I/O fails once; attempts go on, and the unit revives
+        // RFC 7143 §7.15 (E11): held I/O fails once; attempts go on, and the unit revives
         tracing::error!(unit = %self.identity, %cause, held = self.held.len(), "the target was away for too long; I/O fails until it is back");
         for (token, command) in std::mem::take(&mut self.held) {
             self.fail(token, command, Arc::clone(&cause));
