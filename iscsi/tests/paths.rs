@@ -90,7 +90,7 @@ async fn answer(nexus: &mut Nexus) -> Completion {
         match poll_fn(|cx| nexus.poll_event(cx)).await {
             Event::Completed(completion) => return completion,
             Event::Failed(failed) => panic!("{}", failed.cause),
-            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
+            Event::Lost(_) | Event::Reinstated(_) | Event::Examined(_) | Event::Expired(_) => {}
         }
     }
 }
@@ -173,7 +173,7 @@ async fn path_is_not_taken_if_the_old_writes_cannot_be_ended() {
         match poll_fn(|cx| nexus.poll_event(cx)).await {
             Event::Failed(failed) => break failed,
             Event::Completed(completion) => panic!("{completion:?}"),
-            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
+            Event::Lost(_) | Event::Reinstated(_) | Event::Examined(_) | Event::Expired(_) => {}
         }
     };
     assert!(

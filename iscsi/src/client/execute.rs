@@ -78,6 +78,7 @@ impl<N: Network> Execute for Nexus<N> {
                 | Event::Failed(_)
                 | Event::Lost(_)
                 | Event::Reinstated(_)
+                | Event::Examined(_)
                 | Event::Expired(_) => {}
             }
         }

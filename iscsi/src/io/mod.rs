@@ -85,6 +85,19 @@ impl Data {
     }
 }
 
+impl Data {
+    /// The bytes that came, of a read that transferred so many.
+    pub(crate) fn filled(&self, transferred: u32) -> &[u8] {
+        match self {
+            Self::In(buffer) => {
+                let came = usize::try_from(transferred).unwrap_or(usize::MAX);
+                &buffer[..came.min(buffer.len())]
+            }
+            Self::Out(_) | Self::None => &[],
+        }
+    }
+}
+
 /// One SCSI command for one logical unit.
 #[derive(Debug)]
 pub struct Command {

@@ -99,7 +99,11 @@ impl Read {
             return Err(Violation::StatusWithoutFinal);
         }
         // RFC 7143 §11.7.5: Data-In PDUs of a command are numbered from 0
+<<<<<<< HEAD
         // RFC 7143 §11.16 (E7): a SNACK, to ask for what is missing, would need error recovery level 1
+=======
+        // RFC 7143 §11.16 (E7): a gap ends the session, no SNACK asks for it
+>>>>>>> main
         if data_in.data_sn != self.next_data_sn {
             let (expected, seen) = (self.next_data_sn.0, data_in.data_sn.0);
             return Err(Violation::DataSn { expected, seen });
@@ -232,6 +236,7 @@ impl Sequence {
             // RFC 7143 §11.7.1: F on the last PDU of a sequence
             is_final: self.offset + bytes == self.end,
         };
+        // RFC 7143 §11.7.6 (F14): the next one begins where this one ends
         self.offset += bytes;
         self.data_sn = self.data_sn.next();
         piece

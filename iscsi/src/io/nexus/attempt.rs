@@ -188,6 +188,7 @@ impl<N: Network> Work<N> {
         &self,
         driver: &mut Driver<N::Stream>,
     ) -> Result<(Identity, Examination), NexusError> {
+        // RFC 7143 §6.3.5 (E10): another unit behind the same LUN gets nothing
         let mut examination = Examination::new(self.path.lun, self.expected.clone());
         #[cfg(feature = "hazards")]
         if self.params.hazards.no_gate
@@ -203,13 +204,7 @@ impl<N: Network> Work<N> {
             };
             let lun = self.path.lun;
             let answer = ask(driver, Command { lun, cdb, data }).await?;
-            let came = match &answer.data {
-                Data::In(buffer) => {
-                    let came = usize::try_from(answer.transferred).unwrap_or_default();
-                    &buffer[..came.min(buffer.len())]
-                }
-                Data::Out(_) | Data::None => &[],
-            };
+            let came = answer.data.filled(answer.transferred);
             match examination
                 .handle_answer(answer.status, answer.sense.as_ref(), came)
                 .map_err(NexusError::Gate)?

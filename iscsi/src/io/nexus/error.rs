@@ -47,6 +47,9 @@ pub enum NexusError {
         /// As SPC-4 calls it.
         state: String,
     },
+    /// The target reported a change of the unit, which then could not say who it is.
+    #[error("the target reported a change of the logical unit, which is not ready to be examined")]
+    Doubtful,
     /// The target said that this path takes no I/O any more.
     #[error("the path takes no I/O any more and was left for another one")]
     PathLeft,
