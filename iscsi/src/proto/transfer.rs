@@ -99,11 +99,7 @@ impl Read {
             return Err(Violation::StatusWithoutFinal);
         }
         // RFC 7143 §11.7.5: Data-In PDUs of a command are numbered from 0
-<<<<<<< HEAD
-        // RFC 7143 §11.16 (E7): a SNACK, to ask for what is missing, would need error recovery level 1
-=======
         // RFC 7143 §11.16 (E7): a gap ends the session, no SNACK asks for it
->>>>>>> main
         if data_in.data_sn != self.next_data_sn {
             let (expected, seen) = (self.next_data_sn.0, data_in.data_sn.0);
             return Err(Violation::DataSn { expected, seen });
@@ -228,7 +224,6 @@ impl Sequence {
     pub(crate) fn next_piece(&mut self, bytes_max: u32) -> Piece {
         let bytes = (self.end - self.offset).min(bytes_max);
         let piece = Piece {
-            // RFC 7143 §11.7.6: a sequence leaves no gap
             offset: self.offset,
             bytes,
             // RFC 7143 §11.7.5: numbered from 0 in each sequence
