@@ -76,7 +76,7 @@ async fn ended(
             Event::Completed(completion) => return Ok(completion),
             Event::Failed(failed) => return Err(failed),
             Event::Lost(_) => *losses += 1,
-            Event::Reinstated(_) | Event::Expired(_) => {}
+            Event::Reinstated(_) | Event::Examined(_) | Event::Expired(_) => {}
         }
     }
 }
@@ -230,4 +230,59 @@ async fn opening_fails_with_what_the_target_said() {
         .await
         .expect_err("no such target");
     assert!(matches!(error, NexusError::Login(_)), "{error}");
+}
+
+// S6: 2Ah/09h has the capacity read anew
+#[tokio::test]
+async fn unit_that_has_grown_is_examined_under_the_standing_session() {
+    let target = target();
+    let mut nexus = open(&target, Duration::from_mins(2)).await;
+    assert_eq!(nexus.identity().size_bytes(), 8 * MIB);
+    target.resize(IQN, 1, 6 * MIB);
+    target.resize(IQN, 1, 8 * MIB - 4096);
+    target.resize(IQN, 1, 8 * MIB);
+    nexus.submit(1, read(0, 1)).expect("a slot is free");
+    let mut examined = 0;
+    loop {
+        match next(&mut nexus).await {
+            Event::Examined(_) => {
+                examined += 1;
+                break;
+            }
+            Event::Completed(completion) => assert_eq!(completion.status, Status::CHECK_CONDITION),
+            event @ (Event::Failed(_)
+            | Event::Lost(_)
+            | Event::Reinstated(_)
+            | Event::Expired(_)) => panic!("{event:?}"),
+        }
+    }
+    nexus.submit(2, read(0, 1)).expect("a slot is free");
+    let completion = ended(&mut nexus, &mut 0).await.expect("it goes on");
+    assert_eq!((completion.token, completion.status), (2, Status::GOOD));
+    assert_eq!((examined, target.logins()), (1, 1));
+}
+
+// E10: the same, without a lost session
+#[tokio::test]
+async fn unit_that_is_exchanged_under_a_standing_session_gets_nothing_more() {
+    let target = target();
+    let mut nexus = open(&target, Duration::from_millis(300)).await;
+    let other = Disk::memory(8 * MIB).serial("another");
+    target.set_lun(IQN, 1, other.clone());
+    // 3Fh/0Eh: reported LUNs data has changed
+    target.unit_attention(IQN, 1, 0x3f, 0x0e);
+    nexus.submit(1, read(0, 1)).expect("a slot is free");
+    let mut losses = 0;
+    let attention = ended(&mut nexus, &mut losses).await.expect("the attention");
+    assert_eq!(attention.status, Status::CHECK_CONDITION);
+    nexus
+        .submit(2, write(0, vec![7; BLOCK]))
+        .expect("a slot is free");
+    let failed = ended(&mut nexus, &mut losses).await.expect_err("it fails");
+    assert!(
+        matches!(&*failed.cause, NexusError::Gate(_)),
+        "{}",
+        failed.cause
+    );
+    assert_eq!((other.counts().writes, losses), (0, 1));
 }

@@ -154,6 +154,9 @@ impl Lun {
                 tracing::warn!(lun = %self.name, "the target has lost power meanwhile: the next flush fails if it has a volatile cache");
                 self.machine.handle_power_lost();
             }
+            Event::Examined(identity) => {
+                tracing::info!(lun = %self.name, now = %identity, "the size is taken over with the next attach");
+            }
             Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
         }
     }

@@ -78,6 +78,7 @@ impl<N: Network> Execute for Nexus<N> {
                 | Event::Failed(_)
                 | Event::Lost(_)
                 | Event::Reinstated(_)
+                | Event::Examined(_)
                 | Event::Expired(_) => {}
             }
         }
@@ -283,6 +284,7 @@ pub(super) mod tests {
                 transferred = u32::try_from(moved).unwrap();
             }
             Ok(Completion {
+                cdb: command.cdb,
                 token: 0,
                 status,
                 sense,

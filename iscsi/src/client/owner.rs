@@ -144,7 +144,9 @@ impl<N: Network> Carrier for Nexus<N> {
             Event::Completed(completion) => Carried::Answer(completion),
             Event::Failed(failed) => Carried::Failure(failed.token, failed.cause),
             // The nexus has told its log.
-            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => Carried::News,
+            Event::Lost(_) | Event::Reinstated(_) | Event::Examined(_) | Event::Expired(_) => {
+                Carried::News
+            }
         })
     }
 

@@ -331,6 +331,11 @@ impl<S: Stream> Driver<S> {
         self.events.pop_front()
     }
 
+    /// Whether `take_event` has something to give.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.session.connections()
@@ -555,6 +560,7 @@ impl<S: Stream> Driver<S> {
             status: completed.status,
             sense: completed.sense,
             transferred: completed.transferred,
+            cdb: command.cdb,
             data: command.data,
         });
     }

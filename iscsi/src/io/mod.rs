@@ -85,6 +85,19 @@ impl Data {
     }
 }
 
+impl Data {
+    /// The bytes that came, of a read that transferred so many.
+    pub(crate) fn filled(&self, transferred: u32) -> &[u8] {
+        match self {
+            Self::In(buffer) => {
+                let came = usize::try_from(transferred).unwrap_or(usize::MAX);
+                &buffer[..came.min(buffer.len())]
+            }
+            Self::Out(_) | Self::None => &[],
+        }
+    }
+}
+
 /// One SCSI command for one logical unit.
 #[derive(Debug)]
 pub struct Command {
@@ -106,6 +119,8 @@ pub struct Completion {
     pub status: Status,
     /// Sense data, if the status came with some.
     pub sense: Option<Sense>,
+    /// The command's.
+    pub cdb: Cdb,
     /// Bytes really moved (checked against bytes seen): `len()` less the underflow.
     pub transferred: u32,
     /// The buffer of the command.

@@ -272,6 +272,7 @@ impl Receiver {
             self.end -= self.start;
             self.start = 0;
         }
+        // RFC 7143 §7.7 (E13): a segment that is longer than we declared to take was refused by its header
         if let State::Own { bytes, trailer } = self.state
             && self.buffer.len() < bytes + trailer.bytes()
         {

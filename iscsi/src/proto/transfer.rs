@@ -99,6 +99,7 @@ impl Read {
             return Err(Violation::StatusWithoutFinal);
         }
         // RFC 7143 §11.7.5: Data-In PDUs of a command are numbered from 0
+        // RFC 7143 §11.16 (E7): a gap ends the session, no SNACK asks for it
         if data_in.data_sn != self.next_data_sn {
             let (expected, seen) = (self.next_data_sn.0, data_in.data_sn.0);
             return Err(Violation::DataSn { expected, seen });
@@ -230,6 +231,7 @@ impl Sequence {
             // RFC 7143 §11.7.1: F on the last PDU of a sequence
             is_final: self.offset + bytes == self.end,
         };
+        // RFC 7143 §11.7.6 (F14): the next one begins where this one ends
         self.offset += bytes;
         self.data_sn = self.data_sn.next();
         piece

@@ -190,6 +190,13 @@ impl Examination {
         self.lost_power
     }
 
+    /// The target port group of the port that was asked, if the unit told.
+    pub fn target_port_group(&self) -> Option<u16> {
+        self.designators
+            .iter()
+            .find_map(Designator::target_port_group)
+    }
+
     /// Where the questions go.
     pub fn lun(&self) -> LunAddress {
         self.lun

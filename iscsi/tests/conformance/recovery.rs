@@ -57,7 +57,7 @@ async fn ended(nexus: &mut Nexus) -> Result<Completion, Failed> {
         match event(nexus).await {
             Event::Completed(completion) => return Ok(completion),
             Event::Failed(failed) => return Err(failed),
-            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
+            Event::Lost(_) | Event::Reinstated(_) | Event::Examined(_) | Event::Expired(_) => {}
         }
     }
 }
@@ -384,7 +384,7 @@ async fn io_fails_once_after_the_replacement_timeout_and_the_device_revives() {
         match event(&mut nexus).await {
             Event::Failed(end) => assert!(failed.insert(end.token), "{end:?}"),
             Event::Expired(_) => expired += 1,
-            Event::Lost(_) => {}
+            Event::Lost(_) | Event::Examined(_) => {}
             other @ (Event::Completed(_) | Event::Reinstated(_)) => panic!("{other:?}"),
         }
     }
@@ -396,7 +396,7 @@ async fn io_fails_once_after_the_replacement_timeout_and_the_device_revives() {
     loop {
         match event(&mut nexus).await {
             Event::Reinstated(_) => break,
-            Event::Lost(_) => {}
+            Event::Lost(_) | Event::Examined(_) => {}
             other @ (Event::Completed(_) | Event::Failed(_) | Event::Expired(_)) => {
                 panic!("{other:?}")
             }

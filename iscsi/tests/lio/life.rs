@@ -156,7 +156,7 @@ impl Load {
         match event.await.expect("something happens") {
             Event::Completed(completion) => self.complete(completion),
             Event::Reinstated(_) => self.reinstated += 1,
-            Event::Lost(_) => {}
+            Event::Lost(_) | Event::Examined(_) => {}
             Event::Failed(failed) => panic!("a command failed: {:?}", failed.cause),
             Event::Expired(cause) => panic!("given up: {cause}"),
         }

@@ -54,6 +54,7 @@ impl Subject for Lasting {
             },
             Event::Lost(cause) => Answer::News(format!("lost: {cause}")),
             Event::Expired(cause) => Answer::News(format!("expired: {cause}")),
+            Event::Examined(unit) => Answer::News(format!("examined: {unit}")),
             Event::Reinstated(how) => Answer::News(format!(
                 "reinstated at {} after {:?} and {} attempts, {} held",
                 how.portal, how.after, how.attempts, how.held

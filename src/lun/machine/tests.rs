@@ -72,6 +72,7 @@ impl Bed {
             token,
             status,
             sense,
+            cdb: command.cdb,
             transferred,
             data: command.data,
         };
@@ -282,6 +283,7 @@ fn fewer_bytes_than_asked_are_an_error() {
             token: task,
             status: Status::GOOD,
             sense: None,
+            cdb: command.cdb,
             transferred: 512,
             data: command.data,
         };

@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::{NexusError, NexusParams, Path};
+use super::{NexusError, NexusParams, Path, preference};
 use crate::io::network::{Network, Stream};
 use crate::io::{Command, Completion, Data, Driver};
 use crate::proto::recovery::Preference;
-use crate::proto::{IscsiName, Portal, SessionError};
+use crate::proto::{FunctionError, IscsiName, Portal, SessionError};
 use crate::scsi::Identity;
 use crate::scsi::examination::{Examination, Progress};
+use crate::wire::task_management::{TaskManagementFunction, TaskManagementOutcome};
 
 /// What tells one I_T nexus of ours from another: with the same ISID, the same target portal group. A login to the
 /// same one ends the session before (RFC 7143 §6.3.5), a login to another one does not.
@@ -139,18 +140,22 @@ impl<N: Network> Work<N> {
         {
             return Err(NexusError::Unprovable);
         }
-        self.fence(driver)?;
-        let (identity, lost_power) = self.examine(driver).await?;
-        let preference = Preference::Optimal;
+        self.fence(driver).await?;
+        let (identity, examination) = self.examine(driver).await?;
+        let preference = if self.params.paths.len() > 1 {
+            preference::of_path(driver, self.path.lun, examination.target_port_group()).await?
+        } else {
+            Preference::Optimal
+        };
         Ok(Proof {
             identity,
             preference,
-            lost_power,
+            lost_power: examination.lost_power(),
         })
     }
 
     /// Ends what the lost session may have left at work, unless the login has done so.
-    fn fence(&self, driver: &Driver<N::Stream>) -> Result<(), NexusError> {
+    async fn fence(&self, driver: &mut Driver<N::Stream>) -> Result<(), NexusError> {
         let Some(unfenced) = &self.unfenced else {
             return Ok(());
         };
@@ -162,23 +167,34 @@ impl<N: Network> Work<N> {
         if self.params.hazards.no_fence {
             return Ok(());
         }
-        Err(NexusError::Fence {
-            answer: "not asked".to_owned(),
-        })
+        // SAM-5: it ends all tasks of the unit, whichever nexus they came by
+        let function = TaskManagementFunction::LOGICAL_UNIT_RESET;
+        let asked = driver.task_management(function, self.path.lun, None);
+        match asked.await {
+            Ok(TaskManagementOutcome::COMPLETE) => Ok(()),
+            Ok(outcome) => Err(NexusError::Fence {
+                answer: outcome.to_string(),
+            }),
+            Err(FunctionError::Session(error)) => Err(error.into()),
+            Err(FunctionError::Misuse(misuse)) => Err(NexusError::Fence {
+                answer: misuse.to_string(),
+            }),
+        }
     }
 
     /// The gate: who is behind the LUN?
     async fn examine(
         &self,
         driver: &mut Driver<N::Stream>,
-    ) -> Result<(Identity, bool), NexusError> {
+    ) -> Result<(Identity, Examination), NexusError> {
+        // RFC 7143 §6.3.5 (E10): another unit behind the same LUN gets nothing
+        let mut examination = Examination::new(self.path.lun, self.expected.clone());
         #[cfg(feature = "hazards")]
         if self.params.hazards.no_gate
             && let Some(expected) = &self.expected
         {
-            return Ok((expected.clone(), false));
+            return Ok((expected.clone(), examination));
         }
-        let mut examination = Examination::new(self.path.lun, self.expected.clone());
         while let Some((cdb, bytes)) = examination.poll_command() {
             let length = usize::try_from(bytes).unwrap_or_default();
             let data = match length {
@@ -187,20 +203,14 @@ impl<N: Network> Work<N> {
             };
             let lun = self.path.lun;
             let answer = ask(driver, Command { lun, cdb, data }).await?;
-            let came = match &answer.data {
-                Data::In(buffer) => {
-                    let came = usize::try_from(answer.transferred).unwrap_or_default();
-                    &buffer[..came.min(buffer.len())]
-                }
-                Data::Out(_) | Data::None => &[],
-            };
+            let came = answer.data.filled(answer.transferred);
             match examination
                 .handle_answer(answer.status, answer.sense.as_ref(), came)
                 .map_err(NexusError::Gate)?
             {
                 Progress::Ask => {}
                 Progress::NotReady => tokio::time::sleep(POLL_INTERVAL).await,
-                Progress::Known(identity) => return Ok((identity, examination.lost_power())),
+                Progress::Known(identity) => return Ok((identity, examination)),
             }
         }
         // An examination ends with one of the answers above.
@@ -222,7 +232,7 @@ struct Proof {
 }
 
 /// One command, on a driver that nobody else uses yet.
-async fn ask<S: Stream>(
+pub(super) async fn ask<S: Stream>(
     driver: &mut Driver<S>,
     command: Command,
 ) -> Result<Completion, SessionError> {

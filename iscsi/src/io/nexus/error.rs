@@ -47,8 +47,11 @@ pub enum NexusError {
         /// As SPC-4 calls it.
         state: String,
     },
-    /// The owner wanted another path.
-    #[error("the path was left for another one")]
+    /// The target reported a change of the unit, which then could not say who it is.
+    #[error("the target reported a change of the logical unit, which is not ready to be examined")]
+    Doubtful,
+    /// The target said that this path takes no I/O any more.
+    #[error("the path takes no I/O any more and was left for another one")]
     PathLeft,
     /// The command was at work when its session was lost, and is not one to be sent twice.
     #[error("it is not known whether the command was done, and it must not be done twice: {0}")]
@@ -67,9 +70,18 @@ impl NexusError {
         } else {
             None
         };
-        told.unwrap_or_else(|| Duration::from_secs(u64::from(agreed.time_2_wait)))
+        let wait = told.unwrap_or_else(|| Duration::from_secs(u64::from(agreed.time_2_wait)));
+        if agreed.max_connections > 1 {
+            wait.max(CONNECTIONS_WAIT)
+        } else {
+            wait
+        }
     }
 }
+
+/// Linux 6.1's target falls over (`iscsit_stop_session`) when a session of several connections is reinstated while the
+/// last of them are still being taken down. With RFC 7143's default of `DefaultTime2Wait` it does not.
+const CONNECTIONS_WAIT: Duration = Duration::from_secs(2);
 
 /// What differs, behind what failed.
 fn of(failure: &Failure) -> String {

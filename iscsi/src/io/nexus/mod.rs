@@ -9,7 +9,7 @@
 //!
 //! A room of its own because it is the one place that decides whether a command may be sent a second time.
 //!
-//! Source: RFC 7143 §6.3.5 (session reinstatement), §7.5 (session recovery), §4.4.3.1 (I_T nexus and ISID).
+//! Source: RFC 7143 §6.3.5 (session reinstatement), §7.15 (session errors), §4.4.3.1 (I_T nexus and ISID).
 //! Read before changing: `proto::recovery` (when), `attempt` (how), `scsi::identity` (the gate).
 //!
 //! Invariants:
@@ -19,11 +19,14 @@
 //! 3. What cannot be repeated (COMPARE AND WRITE, reservations) is not: its outcome is unknown, and that is said.
 //! 4. Every command that `submit` took ends exactly once: `Completed` or `Failed`, with its buffer.
 //!
-//! It knows one logical unit. Reactions to SCSI status are the owner's.
+//! It knows one logical unit. Reactions to SCSI status are the owner's, but for the one that says that another path
+//! is to be taken.
 
 mod attempt;
+mod check;
 mod error;
 mod params;
+mod preference;
 mod replay;
 
 use std::collections::VecDeque;
@@ -40,8 +43,9 @@ use super::{Command, Completion, Driver};
 use crate::proto::recovery::{Proved, Recovery};
 use crate::proto::session::TASKS_MAX;
 use crate::proto::{Portal, SessionError};
-use crate::scsi::Identity;
+use crate::scsi::{Identity, LunAddress, Status, Verdict};
 use attempt::{Attempt, NexusKey, Opened};
+use check::Check;
 
 pub use error::NexusError;
 #[cfg(feature = "hazards")]
@@ -65,6 +69,10 @@ pub struct Nexus<N: Network = Tcp> {
     /// Why the last attempt failed, or the session ended.
     cause: Option<Arc<NexusError>>,
     attempts: u32,
+    /// The unit is being examined, and commands are held meanwhile.
+    check: Option<Box<Check>>,
+    /// Paths left in a row since the last command that was done.
+    leaves: usize,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -94,6 +102,8 @@ pub enum Event {
     Lost(Arc<NexusError>),
     /// Held commands go on.
     Reinstated(Box<Reinstated>),
+    /// The target reported a change, and the unit is still the same one; it may have grown.
+    Examined(Box<Identity>),
     /// The unit was away for `replacement_timeout`: held commands fail, and so do new ones, until it is back.
     Expired(Arc<NexusError>),
 }
@@ -201,6 +211,8 @@ impl<N: Network> Nexus<N> {
             unfenced: None,
             cause: None,
             attempts: 0,
+            check: None,
+            leaves: 0,
             timer: None,
             params,
         }
@@ -210,9 +222,10 @@ impl<N: Network> Nexus<N> {
     /// `poll_event`, at once or when the session is back.
     ///
     /// # Errors
-    /// Gives the command back when no slot is free, or when its data is longer than a command can name.
+    /// Gives the command back when no slot is free, when its data is longer than a command can name, or when its token
+    /// is `u64::MAX`, which is ours.
     pub fn submit(&mut self, token: u64, mut command: Command) -> Result<(), Command> {
-        if self.free_slots() == 0 || command.data.bytes().is_none() {
+        if self.free_slots() == 0 || command.data.bytes().is_none() || token == check::TOKEN {
             return Err(command);
         }
         if self.recovery.is_expired() {
@@ -222,6 +235,7 @@ impl<N: Network> Nexus<N> {
         }
         if let Link::Up { driver, path, .. } = &mut self.link
             && self.held.is_empty()
+            && self.check.is_none()
         {
             command.lun = self.params.paths[*path].lun;
             match driver.submit(token, command) {
@@ -266,14 +280,6 @@ impl<N: Network> Nexus<N> {
         self.timer = None;
     }
 
-    /// The path is not to be used any more (its port group is standby or unavailable): what was not answered goes
-    /// on over another one. Does nothing if there is no other.
-    pub fn leave_path(&mut self) {
-        if self.params.paths.len() > 1 {
-            self.lose(NexusError::PathLeft);
-        }
-    }
-
     /// How many more commands `submit` takes now.
     pub fn free_slots(&self) -> usize {
         let slots = match &self.link {
@@ -303,18 +309,29 @@ impl<N: Network> Nexus<N> {
 
     /// `Ready(None)`: something was done, look again.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<Completion>> {
+        if self.check.is_some() {
+            self.ask_check();
+        }
         match &mut self.link {
             Link::Up { driver, path, .. } => {
-                if !self.held.is_empty() {
+                if !self.held.is_empty() && self.check.is_none() {
                     let lun = self.params.paths[*path].lun;
                     replay::release(&mut self.held, driver, lun);
                 }
-                match driver.poll_completion(cx) {
-                    Poll::Ready(Ok(completion)) => return Poll::Ready(Some(completion)),
+                let polled = driver.poll_completion(cx);
+                if driver.has_events() {
+                    self.heed_events();
+                }
+                match polled {
+                    Poll::Ready(Ok(completion)) => {
+                        return Poll::Ready(self.look_at(completion));
+                    }
                     Poll::Ready(Err(error)) => {
                         self.lose(NexusError::Session(error));
                         return Poll::Ready(None);
                     }
+                    // A question is due at once.
+                    Poll::Pending if self.is_check_due() => return Poll::Ready(None),
                     // Nothing else is due while the session stands.
                     Poll::Pending => return Poll::Pending,
                 }
@@ -329,6 +346,33 @@ impl<N: Network> Nexus<N> {
             Link::Down => {}
         }
         self.poll_timer(cx)
+    }
+
+    /// Gives the answer to the owner, unless it says that this path is the wrong one and there is another.
+    fn look_at(&mut self, completion: Completion) -> Option<Completion> {
+        if completion.token == check::TOKEN {
+            self.conclude_check(&completion);
+            return None;
+        }
+        if completion.status == Status::GOOD {
+            self.leaves = 0;
+            return Some(completion);
+        }
+        self.heed(completion.sense.as_ref());
+        // S7: standby or unavailable: the command was not done, and goes on elsewhere. Not in a circle, though.
+        let verdict = Verdict::of(completion.status, completion.sense.as_ref());
+        if verdict != Verdict::SwitchPath || self.leaves + 1 >= self.params.paths.len() {
+            return Some(completion);
+        }
+        self.leaves += 1;
+        let Completion {
+            token, cdb, data, ..
+        } = completion;
+        // Its LUN is that of the path on which it will leave.
+        let lun = LunAddress(0);
+        self.lose(NexusError::PathLeft);
+        self.held.push_front((token, Command { lun, cdb, data }));
+        None
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Completion>> {
@@ -365,10 +409,13 @@ impl<N: Network> Nexus<N> {
         let Link::Up { driver, key, .. } = &mut self.link else {
             return;
         };
+        // RFC 7143 §7.14 (E8): reset, closed, silent or confused: whatever ended the session, a new one is made in its place
         let is_left = matches!(cause, NexusError::PathLeft);
         let wait = cause.time_to_wait(driver.agreed());
         let cause = Arc::new(cause);
-        let unfinished = driver.take_unfinished();
+        let mut unfinished = driver.take_unfinished();
+        unfinished.retain(|(token, _)| *token != check::TOKEN);
+        self.check = None;
         if unfinished
             .iter()
             .any(|(_, command)| replay::writes(command))
@@ -380,6 +427,7 @@ impl<N: Network> Nexus<N> {
         self.cause = Some(Arc::clone(&cause));
         tracing::warn!(unit = %self.identity, %cause, held = unfinished.len(), "the session is lost; I/O is held");
         self.events.push_back(Event::Lost(Arc::clone(&cause)));
+        // RFC 7143 §7.2.1 (E5): only on a session of its own is a command sent again, in order of submission
         for (token, command) in unfinished.into_iter().rev() {
             if command.cdb.is_idempotent() {
                 self.held.push_front((token, command));
@@ -448,6 +496,7 @@ impl<N: Network> Nexus<N> {
 
     fn expire(&mut self) {
         let cause = self.cause();
+        // RFC 7143 §7.15 (E11): held I/O fails once; attempts go on, and the unit revives
         tracing::error!(unit = %self.identity, %cause, held = self.held.len(), "the target was away for too long; I/O fails until it is back");
         for (token, command) in std::mem::take(&mut self.held) {
             self.fail(token, command, Arc::clone(&cause));

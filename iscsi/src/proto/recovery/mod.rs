@@ -13,7 +13,7 @@
 //! A round is one attempt on each path. The pause between rounds grows and is random in part, so that a hundred
 //! hosts do not come back to a restarted array in step.
 //!
-//! Source: RFC 7143 §6.3.5 (session reinstatement), §7.5, §8.3, §13.15 (`DefaultTime2Wait`).
+//! Source: RFC 7143 §6.3.5 (session reinstatement), §7.15, §8.3, §13.15 (`DefaultTime2Wait`).
 //!
 //! Invariants:
 //! 1. No attempt begins before the time that the target asked for (Time2Wait), whoever is in a hurry.

@@ -51,6 +51,8 @@ impl Session {
             }
             function::LOGICAL_UNIT_RESET => {
                 self.abort_lun(lun);
+                // SAM-5: all tasks of the unit, also those whose nexus is gone.
+                self.shared.drop_orphans(unit.as_ref());
                 self.shared.order_others(&Order::AbortLun(lun), &self.nexus);
                 if let Some(unit) = unit {
                     unit.announce(scsi::RESET);

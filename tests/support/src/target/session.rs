@@ -81,10 +81,18 @@ pub(super) struct Session {
     /// Slots: a connection keeps its index, by which its tasks know it.
     connections: Vec<Option<Connection>>,
     /// Commands that came before their turn, by number; on one connection there are none.
-    early: BTreeMap<u32, (usize, Vec<Pdu>)>,
+    early: BTreeMap<u32, Early>,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
     next_tag: u32,
+}
+
+/// A command before its turn, on its connection, with the unsolicited data that came behind it.
+#[derive(Debug)]
+struct Early {
+    at: usize,
+    command: Pdu,
+    data: Vec<Pdu>,
 }
 
 impl Session {
@@ -217,12 +225,11 @@ impl Session {
         }
         match pdu.opcode() {
             op::DATA_OUT => {
-                // Unsolicited data of a command that waits for its turn waits with it.
-                let of_early = |(_, pdus): &&mut (usize, Vec<Pdu>)| pdus[0].itt() == pdu.itt();
-                if let Some((_, pdus)) = self.early.values_mut().find(of_early) {
-                    pdus.push(pdu.clone());
-                } else {
-                    self.on_data_out(at, pdu);
+                // RFC 7143 §4.2.2.1: data has no turn of its own; that of a command that waits waits with it.
+                let mut early = self.early.values_mut();
+                match early.find(|early| early.at == at && early.command.itt() == pdu.itt()) {
+                    Some(early) => early.data.push(pdu.clone()),
+                    None => self.on_data_out(at, pdu),
                 }
                 Ok(())
             }
@@ -250,22 +257,24 @@ impl Session {
                     self.exp_cmd_sn
                 )));
             }
-            if self.early.insert(number, (at, vec![pdu.clone()])).is_some() {
+            let early = Early {
+                at,
+                command: pdu.clone(),
+                data: Vec::new(),
+            };
+            if self.early.insert(number, early).is_some() {
                 self.broke(format!("CmdSN {number} sent twice"));
             }
             return Ok(());
         }
         self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
         self.act(at, pdu)?;
-        while let Some((at, pdus)) = self.early.remove(&self.exp_cmd_sn) {
+        while let Some(early) = self.early.remove(&self.exp_cmd_sn) {
             self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
-            let [command, data @ ..] = &pdus[..] else {
-                continue;
-            };
-            if self.connections[at].is_some() {
-                self.act(at, command)?;
-                for data_out in data {
-                    self.on_data_out(at, data_out);
+            if self.connections[early.at].is_some() {
+                self.act(early.at, &early.command)?;
+                for data in &early.data {
+                    self.on_data_out(early.at, data);
                 }
             }
         }

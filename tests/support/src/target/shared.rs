@@ -444,6 +444,11 @@ impl Shared {
         lock(&self.orphans).push(orphan);
     }
 
+    /// A unit's late writes will not land.
+    pub(super) fn drop_orphans(&self, of: Option<&Arc<Unit>>) {
+        lock(&self.orphans).retain(|orphan| of.is_none_or(|unit| !Arc::ptr_eq(unit, &orphan.unit)));
+    }
+
     /// Lets late writes land.
     pub(super) fn land_orphans(&self) -> usize {
         let orphans = std::mem::take(&mut *lock(&self.orphans));
