@@ -53,6 +53,7 @@ fn every_target_has_a_folder_and_every_folder_a_target() {
     assert_eq!(folders, names);
 }
 
+// E13
 #[test]
 fn inputs_and_their_beginnings_are_borne() {
     for (name, body) in bodies::TARGETS {
@@ -69,6 +70,7 @@ fn inputs_and_their_beginnings_are_borne() {
     }
 }
 
+// E13
 #[test]
 fn inputs_with_a_bit_turned_are_borne() {
     for (name, body) in bodies::TARGETS {

@@ -8,6 +8,8 @@
 //! 2. What is understood survives: written again and read again it is the same value.
 //! 3. No placement lies outside of the buffer that was offered.
 
+mod connection;
+
 use std::time::{Duration, Instant};
 
 use cinder_nbd::block::Geometry;
@@ -32,12 +34,15 @@ use iscsi::wire::serial::{CmdSn, StatSn};
 use iscsi::wire::task_management::TaskManagementFunction;
 use iscsi::wire::{BHS_BYTES, Bhs, FromTarget, binary, text_keys};
 
+pub use connection::connection;
+
 /// A target's name and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by the names of their folders in `corpus/`.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("chap_values", chap_values),
+    ("connection", connection),
     ("examination", examination),
     ("login", login),
     ("nbd_options", nbd_options),

@@ -121,6 +121,7 @@ impl Tasks {
     ) -> (InitiatorTaskTag, &mut Task) {
         self.sent += 1;
         let task = &mut self.slots[usize::from(slot)];
+        // RFC 7143 §7.2.1 (E5): no task comes back from here, so that no command is sent twice in a session
         task.state = TaskState::Sent;
         task.cid = cid;
         task.cmd_sn = cmd_sn;

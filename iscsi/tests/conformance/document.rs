@@ -24,6 +24,12 @@ fn the_document_is_the_one_that_the_sources_make() {
     );
 }
 
+#[test]
+fn each_line_has_a_place_in_the_code_and_a_test() {
+    let complaints = made().complaints;
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
 fn repository() -> &'static Path {
     let library = Path::new(env!("CARGO_MANIFEST_DIR"));
     library.parent().expect("the library is a folder of it")

@@ -7,7 +7,9 @@ use bytes::{Bytes, BytesMut};
 use iscsi::io::{Data, Driver, discover};
 use iscsi::proto::{SessionError, Violation};
 use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress};
-use support::target::{CONTINUE, Direction, FINAL, NO_TAG, Pdu, Peer, Script, Seen, at, op, text};
+use support::target::{
+    CONTINUE, Direction, FINAL, NO_TAG, Pdu, Peer, Script, Seen, Target, at, op, text,
+};
 
 use crate::bed::{
     BLOCK, IQN, LUN, bytes_in, command, completion, connect, driven, end, log_in, next, params,
@@ -601,7 +603,7 @@ async fn our_ping_has_a_tag_of_its_own_and_silence_after_it_ends_the_session() {
     let (mut driver, mut peer) = session_with(
         |params| {
             params.noop_interval = Duration::from_millis(20);
-            params.noop_timeout = Duration::from_millis(200);
+            params.noop_timeout = Duration::from_secs(1);
         },
         &[],
     )
@@ -807,6 +809,18 @@ async fn nothing_follows_a_logout_and_its_answer_ends_the_connection() {
     assert!(more.is_empty(), "{more:?}");
 }
 
+// F29
+#[tokio::test]
+async fn target_that_closes_in_place_of_an_answer_to_the_logout_is_no_failure() {
+    let (driver, mut peer) = session().await;
+    let target = async {
+        peer.expect(op::LOGOUT).await;
+        peer.close().await;
+    };
+    let (ended, ()) = tokio::join!(driver.logout(), target);
+    ended.expect("the session is closed either way");
+}
+
 // F30
 #[tokio::test]
 async fn text_requests_follow_their_tags_one_at_a_time() {
@@ -980,6 +994,44 @@ async fn more_r2ts_than_agreed_drop_the_connection() {
         matches!(violation(&error), Violation::R2tTooMany(_)),
         "{error}"
     );
+}
+
+/// A target with digests, and a session on it.
+async fn with_digests() -> (Target, Driver) {
+    let target = target().digests(true).start().await;
+    let mut params = params(&target.portal());
+    params.offers.header_digest = iscsi::proto::DigestPolicy::Require;
+    params.offers.data_digest = iscsi::proto::DigestPolicy::Require;
+    let driver = Driver::connect(&params).await;
+    (target, driver.expect("the target knows CRC32C"))
+}
+
+// L15
+#[tokio::test]
+async fn agreed_digests_are_there_from_the_first_pdu_of_full_feature_phase_on() {
+    let (target, mut driver) = with_digests().await;
+    let agreed = driver.agreed();
+    assert!(agreed.header_digest && agreed.data_digest);
+    // The target checks each digest of ours, and the padding under it (RFC 7143 §13.1).
+    for blocks in [1, 3, 129] {
+        let data = pattern(blocks * BLOCK);
+        let done = run(&mut driver, write(0, &data)).await;
+        assert_eq!(done.status.0, GOOD);
+        let blocks = u32::try_from(blocks).expect("few");
+        let done = run(&mut driver, read(0, blocks)).await;
+        assert!(bytes_in(&done) == data);
+    }
+    let inquiry = command(Cdb::inquiry(255), Data::In(BytesMut::zeroed(255)));
+    let done = run(&mut driver, inquiry).await;
+    assert!(done.transferred > 35, "{done:?}");
+    driver.logout().await.expect("the logout is answered");
+    let record = target.record();
+    let offered = record.received(op::LOGIN);
+    for key in ["HeaderDigest", "DataDigest"] {
+        let offer = offered.iter().find_map(|request| request.key(key));
+        assert_eq!(offer.as_deref(), Some("CRC32C"));
+    }
+    assert_eq!(target.violations(), Vec::<String>::new());
 }
 
 // L15

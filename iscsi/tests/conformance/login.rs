@@ -522,7 +522,7 @@ async fn results_are_those_of_their_functions() {
     let (driver, _peer) = session_with(
         |params| params.offers.max_connections = 4,
         &[
-            ("MaxConnections", "2"),
+            ("MaxConnections", "1"),
             ("InitialR2T", "Yes"),
             ("ImmediateData", "No"),
             ("MaxBurstLength", "131072"),
@@ -535,7 +535,7 @@ async fn results_are_those_of_their_functions() {
     )
     .await;
     let agreed = driver.agreed();
-    assert_eq!(agreed.max_connections, 2);
+    assert_eq!(agreed.max_connections, 1);
     assert!(agreed.initial_r2t && !agreed.immediate_data);
     assert_eq!(agreed.max_burst_bytes, 131_072);
     assert_eq!(agreed.first_burst_bytes, 16384);

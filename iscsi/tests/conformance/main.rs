@@ -11,5 +11,6 @@ mod chap;
 mod document;
 mod full_feature;
 mod login;
+mod management;
 mod recovery;
 mod scsi;

@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::time::Duration;
 
-use iscsi::io::{Command, Completion, Data, Event, Failed, Nexus, NexusParams};
+use iscsi::io::{Command, Completion, Data, Driver, Event, Failed, Nexus, NexusParams};
 use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
-use iscsi::proto::{SessionError, Violation};
+use iscsi::proto::{DigestPolicy, SessionError, Violation};
 use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress, Status};
 use support::target::{Direction, Disk, Fault, Pdu, Seen, Step, Target, Verdict, at, op};
 
 use crate::bed::{
-    BLOCK, IQN, LUN, bytes_in, command, driven, end, next, params, pattern, read, ready, session,
-    submit, target, write,
+    BLOCK, IQN, LUN, bytes_in, command, driven, end, next, params, pattern, read, ready, run,
+    session, submit, target, write,
 };
 
 /// SBC-4: READ(16), WRITE(16) and SYNCHRONIZE CACHE(16).
@@ -28,8 +28,6 @@ const PATIENT: ReplacementTimeout = ReplacementTimeout::After(Duration::from_min
 
 fn nexus_params(target: &Target, replacement_timeout: ReplacementTimeout) -> NexusParams {
     let mut session = params(&target.portal());
-    session.noop_interval = Duration::from_millis(100);
-    session.noop_timeout = Duration::from_millis(400);
     // The larger of the two sides' counts: neither is to make the tests wait.
     session.offers.time_2_wait = 0;
     NexusParams {
@@ -106,6 +104,72 @@ fn check_level_0(target: &Target) {
     }
 }
 
+/// A session with digests on both.
+async fn with_digests() -> (Target, Driver) {
+    let target = target().digests(true).start().await;
+    let mut params = params(&target.portal());
+    params.offers.header_digest = DigestPolicy::Require;
+    params.offers.data_digest = DigestPolicy::Require;
+    let driver = Driver::connect(&params).await;
+    let mut driver = driver.expect("the target knows CRC32C");
+    // All is well so far: what ends the session later is what the test does.
+    assert_eq!(run(&mut driver, read(8, 2)).await.status, Status::GOOD);
+    (target, driver)
+}
+
+// E1
+#[tokio::test]
+async fn wrong_header_digest_ends_the_connection() {
+    let (target, mut driver) = with_digests().await;
+    let is_answer = |seen: &Seen| seen.sent(op::SCSI_RESPONSE);
+    target.strike(1, is_answer, |seen| {
+        Verdict::Steps(vec![Step::BadHeaderDigest(seen.pdu.clone())])
+    });
+    submit(&mut driver, 0, ready());
+    end(&mut driver).await;
+    assert_eq!(driver.take_unfinished().len(), 1);
+    drop(driver);
+    target.record().closed(1).await;
+    check_level_0(&target);
+}
+
+// E2
+#[tokio::test]
+async fn data_with_a_wrong_digest_is_never_given_out() {
+    let (target, mut driver) = with_digests().await;
+    let is_data = |seen: &Seen| seen.sent(op::DATA_IN);
+    target.strike(1, is_data, |seen| {
+        Verdict::Steps(vec![Step::BadDataDigest(seen.pdu.clone())])
+    });
+    submit(&mut driver, 0, read(0, 8));
+    end(&mut driver).await;
+    assert_eq!(driver.take_unfinished().len(), 1);
+    drop(driver);
+    target.record().closed(1).await;
+    check_level_0(&target);
+}
+
+// E2: and by a nexus the read is done again, in a new session
+#[tokio::test]
+async fn read_with_a_wrong_digest_is_done_again_in_a_new_session() {
+    let target = target().digests(true).start().await;
+    let medium = target.disk(IQN, LUN).expect("it has one");
+    let data = pattern(8 * BLOCK);
+    medium.write(0, &data).expect("memory can be written");
+    let mut params = nexus_params(&target, PATIENT);
+    params.session.offers.data_digest = DigestPolicy::Require;
+    let mut nexus = Nexus::open(params).await.expect("the nexus opens");
+    let is_data = |seen: &Seen| seen.sent(op::DATA_IN);
+    target.strike(1, is_data, |seen| {
+        Verdict::Steps(vec![Step::BadDataDigest(seen.pdu.clone())])
+    });
+    nexus.submit(0, read(0, 8)).expect("a slot is free");
+    let done = good(&mut nexus).await;
+    assert!(bytes_in(&done) == data);
+    assert_eq!(target.logins(), 2);
+    check_level_0(&target);
+}
+
 /// What becomes of a command that is rejected.
 async fn rejected(answer: impl FnOnce(&Pdu) -> Pdu) -> Result<Completion, SessionError> {
     let (mut driver, mut peer) = session().await;
@@ -128,9 +192,7 @@ async fn rejected_command_has_failed_or_its_session_has_whatever_the_reason() {
             Err(error) => {
                 let told = matches!(
                     error,
-                    SessionError::Rejected { .. }
-                        | SessionError::LogoutRequested { .. }
-                        | SessionError::Violation(_)
+                    SessionError::Rejected { .. } | SessionError::Violation(_)
                 );
                 assert!(told, "{reason:#04x}: {error}");
             }
@@ -138,23 +200,28 @@ async fn rejected_command_has_failed_or_its_session_has_whatever_the_reason() {
     }
 }
 
-// E3, F25: 0Ch, waiting for logout
+// E3: 0Ch, the target waits for a logout
 #[tokio::test]
-async fn command_rejected_for_want_of_a_logout_is_followed_by_one() {
+async fn target_that_waits_for_a_logout_gets_one() {
     let (mut driver, mut peer) = session().await;
     submit(&mut driver, 0, ready());
-    let target = async move {
+    let target = async {
         let command = peer.expect(op::SCSI_COMMAND).await;
         peer.send(Pdu::reject(&command, 0x0c)).await;
-        peer.expect(op::LOGOUT).await;
+        let request = peer.expect(op::LOGOUT).await;
+        peer.send(Pdu::logout_response(&request, 0)).await;
     };
-    let error = tokio::join!(next(&mut driver), target)
-        .0
-        .expect_err("it is logged out");
-    assert!(
-        matches!(error, SessionError::LogoutRequested { .. }),
-        "{error}"
-    );
+    let ended = async {
+        loop {
+            match next(&mut driver).await {
+                Ok(completion) => assert_ne!(completion.status, Status::GOOD),
+                Err(error) => return error,
+            }
+        }
+    };
+    let (error, ()) = tokio::join!(ended, target);
+    let told = matches!(error, SessionError::LogoutRequested { .. });
+    assert!(told, "{error}");
 }
 
 // E3
@@ -245,7 +312,10 @@ async fn close_in_the_middle_of_a_pdu_is_followed_by_a_reinstated_session() {
 #[tokio::test]
 async fn silent_target_is_found_out_by_a_ping_and_followed_by_a_reinstated_session() {
     let target = target().start().await;
-    let mut nexus = open(&target).await;
+    let mut params = nexus_params(&target, PATIENT);
+    params.session.noop_interval = Duration::from_millis(100);
+    params.session.noop_timeout = Duration::from_millis(400);
+    let mut nexus = Nexus::open(params).await.expect("the nexus opens");
     target.inject(Fault::Silent);
     nexus.submit(0, read(0, 1)).expect("a slot is free");
     let lost = event(&mut nexus).await;
@@ -332,10 +402,7 @@ async fn what_was_answered_is_not_done_again() {
 #[tokio::test]
 async fn another_unit_behind_the_lun_gets_no_write_and_gives_no_data() {
     let target = target().start().await;
-    let params = nexus_params(
-        &target,
-        ReplacementTimeout::After(Duration::from_millis(300)),
-    );
+    let params = nexus_params(&target, ReplacementTimeout::After(Duration::from_secs(2)));
     let mut nexus = Nexus::open(params).await.expect("the nexus opens");
     let other = Disk::memory(16 << 20).serial("another-one");
     target.set_lun(IQN, LUN, other.clone());

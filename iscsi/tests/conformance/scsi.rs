@@ -83,6 +83,21 @@ async fn data_mangled_on_the_way_is_sent_anew_as_a_new_command() {
     check_repeats(&commands);
 }
 
+// S2
+#[tokio::test]
+async fn unsolicited_data_that_the_target_did_not_want_is_our_fault_and_handed_up() {
+    for ascq in [0x0c, 0x0d] {
+        let (outcome, commands) = write_after(check(ABORTED_COMMAND, 0x0c, ascq)).await;
+        let error = outcome.expect_err("the same again would fail again");
+        let Error::Refused { sense, .. } = &error else {
+            panic!("{error}");
+        };
+        let sense = sense.expect("it came with sense data");
+        assert_eq!((sense.asc, sense.ascq), (0x0c, ascq));
+        assert_eq!(commands.len(), 1, "0C/{ascq:02X}");
+    }
+}
+
 // S3, S4
 #[tokio::test]
 async fn busy_and_task_set_full_are_tried_again() {

@@ -183,6 +183,7 @@ impl<N: Network> Work<N> {
     }
 
     /// The gate: who is behind the LUN?
+    // (E10): the same names may lead to another unit by now
     async fn examine(
         &self,
         driver: &mut Driver<N::Stream>,

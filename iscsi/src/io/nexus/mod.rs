@@ -405,6 +405,7 @@ impl<N: Network> Nexus<N> {
     }
 
     /// The session is gone: what it had not answered is held, or fails if it must not be sent again.
+    // RFC 7143 §7.14 (E8): at error recovery level 0 a failed connection is answered by a new session, whatever failed
     fn lose(&mut self, cause: NexusError) {
         let Link::Up { driver, key, .. } = &mut self.link else {
             return;

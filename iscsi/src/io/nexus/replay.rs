@@ -16,6 +16,7 @@ pub(super) fn writes(command: &Command) -> bool {
 }
 
 /// Gives held commands to the driver, oldest first, as many as it takes.
+// (E9): once each, and in the order in which they were first submitted
 pub(super) fn release<S: Stream>(
     held: &mut VecDeque<(u64, Command)>,
     driver: &mut Driver<S>,

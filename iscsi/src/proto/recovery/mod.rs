@@ -252,6 +252,7 @@ impl Recovery {
     }
 
     /// Whether the replacement timer expired just now: I/O that was held fails, once.
+    // RFC 7143 §7.15 (E11): the initiator decides how long a failed session is waited for
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
         let expires = self.expires_at().is_some_and(|at| at <= now);
         self.is_expired |= expires;

@@ -48,6 +48,7 @@ impl Session {
         bhs: &Bhs,
         now: Instant,
     ) -> Result<Placement, SessionError> {
+        // RFC 7143 §7.7 (E13): a format error ends the session, before a byte of what it promises is waited for
         let bytes = header::data_segment_bytes(bhs);
         let limit = self.agreed.ours_max_recv_data_segment_bytes;
         // RFC 7143 §13.12: no segment is longer than its receiver declared
