@@ -53,11 +53,12 @@ pub async fn target_port_groups(
         let cdb = |bytes| Cdb::report_target_port_groups(extended, bytes);
         let told = port_groups::told_bytes;
         match ask_whole(carrier, during, lun, cdb, told, BYTES_MAX).await {
-            Ok(data) => {
-                return TargetPortGroups::parse(&data)
-                    .map(Some)
-                    .map_err(violation(during));
-            }
+            Ok(data) => match TargetPortGroups::parse(&data) {
+                Ok(groups) => return Ok(Some(groups)),
+                // LIO (6.1) leaves the extended header's second word out of its count, and so cuts the last port.
+                Err(_) if extended => {}
+                Err(error) => return Err(violation(during)(error)),
+            },
             // The format, or then the command, is not known.
             Err(Error::Refused {
                 sense: Some(sense), ..
@@ -122,6 +123,12 @@ mod tests {
         let groups = target_port_groups(&mut script, lun).await.unwrap().unwrap();
         assert_eq!(groups.groups[0].state, AccessState::Standby);
         assert_eq!((script.asked[0].0[1], script.asked[1].0[1]), (0x2A, 0x0A));
+
+        // LIO's answer: the extended header, whose second word is not counted, and so cut at the end.
+        let cut = [0, 0, 0, 12, 0x10, 0, 0, 0, 0x82, 0x0F, 0, 1, 0, 0, 0, 1];
+        let mut script = Script::default().good(&cut).good(&short);
+        let groups = target_port_groups(&mut script, lun).await.unwrap().unwrap();
+        assert_eq!(groups.groups[0].ports, [1]);
 
         let mut script = Script::default()
             .check(SenseKey::IllegalRequest, 0x24, 0)

@@ -87,6 +87,7 @@ async fn discovery_lists_the_target_with_the_portals_of_its_groups() {
     assert_eq!(portals, expected);
 }
 
+// C10
 #[tokio::test]
 async fn mutual_chap_wants_the_proof_of_both() {
     if !lio_is_here() {
@@ -115,6 +116,7 @@ async fn mutual_chap_wants_the_proof_of_both() {
     connect(&params, 0).await.logout().await.unwrap();
 }
 
+// C12, L24
 #[tokio::test]
 async fn a_target_that_cannot_prove_itself_is_left() {
     if !lio_is_here() {
@@ -134,7 +136,7 @@ async fn a_target_that_cannot_prove_itself_is_left() {
     assert!(Driver::connect(&params).await.is_err());
 }
 
-// RFC 7143 §12.1.3: the target picks one of a list; which, LIO does not tell
+// C1: the target picks one of a list; which, LIO does not tell
 #[tokio::test]
 async fn lists_of_algorithms_beyond_md5_lead_to_a_login() {
     if !lio_is_here() {

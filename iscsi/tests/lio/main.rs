@@ -9,7 +9,9 @@
 )]
 
 mod bed;
+mod commands;
 mod life;
+mod load;
 mod login;
 mod transfer;
 mod unit;

@@ -10,7 +10,7 @@ use crate::bed::{connect, lio_is_here, next, params, pattern, run, write_and_com
 
 const BLOCK: usize = 512;
 
-// RFC 7143 §13.10, §13.11: the four combinations
+// F8, L19: the four combinations
 #[tokio::test]
 async fn all_combinations_of_immediate_and_unsolicited_data_write_the_same() {
     if !lio_is_here() {
@@ -41,6 +41,46 @@ async fn the_whole_window_is_used_and_every_command_answered() {
     let mut lio = Lio::start("window");
     lio.add_lun(0, Medium::Ramdisk, 16);
     let mut driver = connect(&params(&lio), 0).await;
+    fill_the_window(&mut driver).await;
+    driver.logout().await.unwrap();
+}
+
+// L4, L16: as many as both want, and CmdSN rises over all of them
+#[tokio::test]
+async fn a_session_has_as_many_connections_as_lio_grants() {
+    if !lio_is_here() {
+        return;
+    }
+    for (granted, wanted) in [(4, 4), (2, 4), (4, 3), (1, 4)] {
+        let mut lio = Lio::start("connections");
+        lio.add_lun(0, Medium::Ramdisk, 16)
+            .set("param/MaxConnections", &granted.to_string());
+        let mut params = params(&lio);
+        params.offers.max_connections = wanted;
+        let mut driver = connect(&params, 0).await;
+        let both = usize::from(wanted.min(granted));
+        assert_eq!((driver.connections(), established(&lio)), (both, both));
+        fill_the_window(&mut driver).await;
+        for size in [BLOCK, 66_048, 2 << 20] {
+            write_and_compare(&mut driver, 0, 3, BLOCK, pattern(size, 1)).await;
+        }
+        driver.logout().await.unwrap();
+    }
+}
+
+/// The kernel's own count of connections to the portal, in state 01 (established).
+fn established(lio: &Lio) -> usize {
+    let portal: std::net::SocketAddrV4 = lio.portal().parse().unwrap();
+    let port = format!(":{:04X}", portal.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let rows = table
+        .lines()
+        .map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&port) && row[3] == "01")
+        .count()
+}
+
+async fn fill_the_window(driver: &mut Driver) {
     let slots = u64::try_from(driver.free_slots()).unwrap();
     let lun = LunAddress::from_number(0);
     for round in 0..4 {
@@ -50,7 +90,7 @@ async fn the_whole_window_is_used_and_every_command_answered() {
             driver.submit(token, Command { lun, cdb, data }).unwrap();
         }
         for _ in 0..slots {
-            assert_eq!(next(&mut driver).await.unwrap().status, Status::GOOD);
+            assert_eq!(next(driver).await.unwrap().status, Status::GOOD);
         }
     }
     for token in 0..slots {
@@ -59,14 +99,13 @@ async fn the_whole_window_is_used_and_every_command_answered() {
         driver.submit(token, Command { lun, cdb, data }).unwrap();
     }
     for _ in 0..slots {
-        let read = next(&mut driver).await.unwrap();
+        let read = next(driver).await.unwrap();
         let expected = pattern(8 * BLOCK, usize::try_from(read.token).unwrap() + 3);
         assert!(matches!(read.data, Data::In(data) if data == expected));
     }
-    driver.logout().await.unwrap();
 }
 
-// RFC 7143 §13.1: each digest alone and both, over data of all lengths
+// L15: each digest alone and both, over data of all lengths
 #[tokio::test]
 async fn digests_guard_headers_and_data() {
     if !lio_is_here() {
@@ -104,7 +143,7 @@ async fn digests_guard_headers_and_data() {
     }
 }
 
-// RFC 7143 §13.1: a list without a common value
+// L11, L15: a list without a common value
 #[tokio::test]
 async fn a_digest_that_is_required_and_refused_ends_the_login() {
     if !lio_is_here() {

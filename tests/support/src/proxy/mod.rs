@@ -172,6 +172,15 @@ impl Proxy {
         self.shared.lock().is_paused = false;
     }
 
+    /// All faults of the plan were made, or there is none.
+    pub fn is_done(&self) -> bool {
+        self.shared
+            .lock()
+            .course
+            .as_ref()
+            .is_none_or(Course::is_done)
+    }
+
     /// What was done so far.
     pub fn counts(&self) -> Counts {
         self.shared.lock().counts

@@ -155,6 +155,10 @@ impl Course {
         }
     }
 
+    pub(super) fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
     fn fault(&mut self) -> Fault {
         match self.next.kind {
             Kind::Kill => Fault::Kill,
