@@ -57,7 +57,7 @@ impl Suite {
         match self {
             Self::Fmt => "fmt     rustfmt finds nothing to do",
             Self::Lint => {
-                "lint    clippy and rustdoc without a warning; cargo-deny: licences, sources, bans"
+                "lint    clippy and rustdoc without a warning; the core without tokio; cargo-deny: licences, sources, bans"
             }
             Self::Unit => {
                 "unit    unit, property and interop tests on the host (tgt, libnbd, qemu, fio as judges)"
