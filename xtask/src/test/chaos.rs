@@ -14,8 +14,8 @@ pub(super) async fn chaos(summary: &mut Summary) {
     // One after the other: each loads both of a small machine's cores.
     let run = [
         "test",
-        "-p",
-        "cinder-nbd",
+        // With the features of the whole house, as the tests before were built: nothing is compiled twice.
+        "--workspace",
         "--test",
         "chaos",
         "--",
