@@ -1,7 +1,7 @@
 //! A whole driver over an invented connection: bytes in, time in.
 //!
 //! The login is honest and the same each time. Then the input is a list of steps, a byte and what belongs to it: 00h to
-//! EFh hands over so many bytes and one more, F0h to FFh lets time pass. At its end the target closes.
+//! 0xEF hands over so many bytes and one more, 0xF0 to 0xFF lets time pass. At its end the target closes.
 //!
 //! Invariants, beside those of `lib`:
 //! 1. Each command has one end: a completion, or a place among the unfinished.

@@ -132,9 +132,9 @@ async fn run(fuzz: &impl Fn(Duration) -> Run, target: &str, options: &Options) -
     ));
     if options.keep {
         let stage = Stage::begin(format!("keep {target}"));
-        // libFuzzer's merge copies from the second folder what adds to the first, and leaves the first's own alone.
+        // Copies from the second folder what reaches more than the first does, few and small; the first keeps its own.
         command(fuzz(BUILD_LIMIT), target, &[&committed, &collected])
-            .arg("-merge=1")
+            .arg("-set_cover_merge=1")
             .output(|line| stage.note(line))
             .await?;
         stage.quietly();

@@ -33,7 +33,8 @@ pub trait Network: Clone + fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// A connection: an ordered stream of bytes each way. Dropping it closes it.
+/// A connection: an ordered stream of bytes each way. Dropping it ends it, and what was written and has not left this
+/// host never leaves.
 pub trait Stream: fmt::Debug + Send + Unpin + 'static {
     /// Reads once into the buffers, in order; 0 is the end of the stream.
     ///
@@ -67,6 +68,9 @@ impl Network for Tcp {
         let stream = TcpStream::connect((portal.host.as_str(), portal.port)).await?;
         // PDUs leave whole in one call: nothing is to be gained by waiting for more.
         stream.set_nodelay(true)?;
+        // A socket that is merely closed goes on sending what it has, for minutes: when the path heals, the target would
+        // do commands that were given up, after newer ones over another path. Dropped, this one resets and forgets.
+        stream.set_zero_linger()?;
         Ok(stream)
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Fault {
     BlackHole { up: bool, down: bool },
     /// Bytes are late.
     Stall { way: Way, lasts: Millis },
+    /// A byte is changed on its way, on a connection with both digests.
+    Corrupt { way: Way },
     /// Connects are refused.
     Refuse { portal: usize, lasts: Millis },
     /// Connects are not answered.
@@ -85,6 +87,13 @@ impl World {
                 let at = self.env.now + lasts;
                 self.env
                     .schedule(at, Event::Fault(Fault::Start { comes_back }));
+            }
+            Fault::Corrupt { way } => {
+                let guarded = self.target.guarded_wires();
+                if !guarded.is_empty() {
+                    let wire = self.env.dice.pick(&guarded);
+                    self.env.wires[wire].pipe(way).is_corrupting = true;
+                }
             }
             Fault::Hang { lasts } => self.hung_until = self.env.now + lasts,
             Fault::WarmUp { lasts } => self.target.cold_until = self.env.now + lasts,
@@ -171,6 +180,7 @@ impl Env {
             | Fault::Restart { .. }
             | Fault::Start { .. }
             | Fault::Hang { .. }
+            | Fault::Corrupt { .. }
             | Fault::WarmUp { .. }
             | Fault::Async { .. }
             | Fault::Ping

@@ -69,6 +69,20 @@ fn late_write_is_found_without_reinstatement() {
     seeds::first_that_fails(0..1000, Kind::Lossy, unguard, "holds Stamp");
 }
 
+// SAM-5: a reset of the unit ends what came over another nexus.
+#[test]
+fn late_write_over_the_lost_path_is_found_without_the_fence() {
+    let unguard = |plan: &mut Plan| plan.hazards.no_fence = true;
+    seeds::first_that_fails(0..5000, Kind::PathsApart, unguard, "holds Stamp");
+}
+
+// A reset ends tasks, not bytes that are still to come: those must be gone with their socket.
+#[test]
+fn late_write_from_a_stalled_path_is_found_when_its_socket_lingers() {
+    let unguard = |plan: &mut Plan| plan.weather.lingers = true;
+    seeds::first_that_fails(0..5000, Kind::PathsApart, unguard, "holds Stamp");
+}
+
 // RFC 7143 §11.4.5: a good status does not say that all bytes came. Whoever does not count them takes what the buffer
 // held before for what the block holds.
 #[test]

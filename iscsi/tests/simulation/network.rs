@@ -143,9 +143,8 @@ impl Drop for WireEnd {
     fn drop(&mut self) {
         let mut world = self.world.lock();
         let env = &mut world.env;
-        env.wires[self.wire].is_left = true;
         env.tell(format_args!("wire {}: left by the initiator", self.wire));
-        env.finish(self.wire, Way::Up);
+        env.abort(self.wire);
     }
 }
 
@@ -181,8 +180,7 @@ impl super::world::World {
     fn give_up(&mut self, request: usize) {
         let state = std::mem::replace(&mut self.connecting[request], Connecting::Gone);
         if let Connecting::Done(Ok(wire)) = state {
-            self.env.wires[wire].is_left = true;
-            self.env.finish(wire, Way::Up);
+            self.env.abort(wire);
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use iscsi::io::Hazards;
-use iscsi::proto::Offers;
+use iscsi::proto::{DigestPolicy, Offers, Timeouts};
 
 use super::dice::Dice;
 use super::faults::{ComesBack, Fault};
@@ -59,6 +59,7 @@ pub(crate) struct Plan {
     pub(crate) blocks: u64,
     pub(crate) has_cache: bool,
     pub(crate) offers: Offers,
+    pub(crate) timeouts: Timeouts,
     /// Quiet time before a ping, and how long its answer may take; seconds.
     pub(crate) noop: (u64, u64),
     pub(crate) replacement_timeout: Duration,
@@ -129,6 +130,7 @@ impl Plan {
             blocks: dice.pick(&[16, 48, 128]),
             has_cache: dice.is_within_percent(50),
             offers: offers(&mut dice),
+            timeouts: timeouts(&mut dice, kind),
             noop: dice.pick(&[(5, 10), (2, 3), (15, 20)]),
             replacement_timeout: Duration::from_mins(2),
             faults: Vec::new(),
@@ -150,6 +152,10 @@ impl Plan {
             Kind::Shrunk => plan.add_replacement(&mut dice, span, ComesBack::Shrunk),
             Kind::LongOutage => plan.add_long_outage(&mut dice, span),
             Kind::ShortReads => plan.may_fail = 0..Millis::MAX,
+            Kind::PathsApart if dice.is_within_percent(50) => {
+                plan.noop = (2, 3);
+                plan.add_stalled_path(&mut dice);
+            }
             Kind::Paths | Kind::PathsApart => {
                 plan.add_losses(&mut dice, span, 3);
                 plan.add_outages(&mut dice, span);
@@ -200,7 +206,7 @@ impl Plan {
                 _ => When::Command(dice.between(1, requests)),
             };
             let way = dice.pick(&[Way::Up, Way::Down]);
-            let fault = match dice.between(0, 10) {
+            let fault = match dice.between(0, 11) {
                 0 => Fault::Reset {
                     is_seen_by_target: true,
                 },
@@ -228,7 +234,8 @@ impl Plan {
                     // Several of them may follow one another.
                     lasts: dice.between(1000, 60_000 / most),
                 },
-                9 => Fault::Async {
+                9 => Fault::Corrupt { way },
+                10 => Fault::Async {
                     event: dice.pick(&[1, 4]),
                     parameters: [0, 0, 5],
                 },
@@ -311,11 +318,23 @@ impl Plan {
         self.may_fail = at..at + lasts + UNTIL_FOUND;
     }
 
+    /// The connection at work stalls for longer than the pings wait, and heals when I/O goes over the other path.
+    fn add_stalled_path(&mut self, dice: &mut Dice) {
+        let requests = u64::try_from(self.work.requests).expect("a count");
+        let when = When::Command(dice.between(1, requests / 2));
+        let lasts = dice.between(8000, 40_000);
+        for way in [Way::Up, Way::Down] {
+            self.faults.push((when, Fault::Stall { way, lasts }));
+        }
+        self.faults.push((when, Fault::Ignore { portal: 0, lasts }));
+    }
+
     fn add_outages(&mut self, dice: &mut Dice, span: Millis) {
+        // The other one is well meanwhile, so it may last for longer than any patience.
+        let portal = dice.index(self.portals());
         for _ in 0..dice.between(1, 2) {
             let at = dice.between(0, span);
-            let portal = dice.index(self.portals());
-            let lasts = dice.between(1000, 25_000);
+            let lasts = dice.between(1000, 300_000);
             self.add(at, Fault::Outage { portal, lasts });
         }
     }
@@ -335,6 +354,8 @@ fn work(dice: &mut Dice) -> Work {
 fn offers(dice: &mut Dice) -> Offers {
     let max_burst_bytes = dice.pick(&[2048, 65_536, 16_711_680]);
     Offers {
+        header_digest: digest(dice),
+        data_digest: digest(dice),
         initial_r2t: dice.is_within_percent(30),
         immediate_data: dice.is_within_percent(70),
         max_recv_data_segment_bytes: dice.pick(&[512, 3000, 262_144]),
@@ -346,6 +367,27 @@ fn offers(dice: &mut Dice) -> Offers {
     }
 }
 
+fn digest(dice: &mut Dice) -> DigestPolicy {
+    dice.pick(&[
+        DigestPolicy::None,
+        DigestPolicy::Prefer,
+        DigestPolicy::Prefer,
+        DigestPolicy::Require,
+    ])
+}
+
+fn timeouts(dice: &mut Dice, kind: Kind) -> Timeouts {
+    if kind != Kind::Slow || dice.is_within_percent(50) {
+        return Timeouts::default();
+    }
+    Timeouts {
+        command: Duration::from_secs(6),
+        slow: Duration::from_secs(12),
+        abort: Duration::from_secs(3),
+        lu_reset: Duration::from_secs(5),
+    }
+}
+
 fn weather(dice: &mut Dice) -> Weather {
     let low = dice.between(0, 5);
     Weather {
@@ -353,6 +395,7 @@ fn weather(dice: &mut Dice) -> Weather {
         bandwidth: dice.pick(&[100, 2000, 1_000_000]),
         window: dice.pick(&[600, 5000, 300_000]),
         splits: dice.pick(&[0, 20, 70]),
+        lingers: false,
     }
 }
 
@@ -390,7 +433,8 @@ fn target(dice: &mut Dice, kind: Kind) -> Config {
         work: (0, dice.pick(&[0, 10, 300])),
         answer: (0, dice.pick(&[0, 10, 300])),
         login: (0, dice.pick(&[0, 10, 2000])),
-        refuses: dice.pick(&[0, 0, 5]),
+        troubles: if is_slow { TROUBLES_MAX } else { u64::MAX },
+        refuses: if is_slow { 0 } else { dice.pick(&[0, 0, 5]) },
         // It must be known when I/O goes on after a long outage.
         refuses_logins: if matches!(kind, Kind::LongOutage | Kind::Remapped) {
             0
@@ -402,11 +446,7 @@ fn target(dice: &mut Dice, kind: Kind) -> Config {
         } else {
             0
         },
-        forgets: if is_slow && HAS_LADDER {
-            percent(dice, 8)
-        } else {
-            0
-        },
+        forgets: if is_slow { percent(dice, 15) } else { 0 },
         // A task may outlive its session in any schedule: that is the late-write hazard.
         dawdles: percent(dice, 15),
         slow: if is_slow {
@@ -421,7 +461,7 @@ fn target(dice: &mut Dice, kind: Kind) -> Config {
 
 /// A target that is back is found after a login that times out and the longest pause between two attempts, twice.
 const UNTIL_FOUND: Millis = 100_000;
-/// Whether the initiator ends commands that are not answered.
-const HAS_LADDER: bool = false;
+/// An owner repeats an aborted command three times, and a reset of the unit aborts all: so many tasks may need one.
+const TROUBLES_MAX: u64 = 3;
 /// The target of all schedules.
 const TARGET: &str = "iqn.2026-11.org.cinder-nbd.test:model";

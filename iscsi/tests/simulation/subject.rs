@@ -93,6 +93,7 @@ fn session_params(plan: &Plan) -> SessionParams {
         Isid::random([1, 2, 3], 0),
     );
     params.offers = plan.offers.clone();
+    params.timeouts = plan.timeouts;
     params.noop_interval = Duration::from_secs(plan.noop.0);
     params.noop_timeout = Duration::from_secs(plan.noop.1);
     params.target_name = Some(plan.target.name.parse().expect("a name"));

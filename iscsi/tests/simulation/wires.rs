@@ -47,6 +47,9 @@ pub(crate) struct Pipe {
     pub(crate) stalled_until: Millis,
     /// Nothing arrives any more, and nobody is told.
     pub(crate) is_black_hole: bool,
+    /// The next packet has a byte that was another one.
+    pub(crate) is_corrupting: bool,
+    pub(crate) was_corrupted: bool,
     /// After so many bytes the direction ends so.
     pub(crate) cut: Option<(u64, End)>,
     /// How it ended, for the reader.
@@ -57,7 +60,7 @@ pub(crate) struct Pipe {
 #[derive(Debug)]
 enum Sent {
     Packet(Vec<u8>),
-    Fin,
+    End(End),
 }
 
 /// One connection.
@@ -84,6 +87,8 @@ pub(crate) struct Weather {
     pub(crate) window: usize,
     /// Percent of reads, writes and packets that are cut at a random place.
     pub(crate) splits: u64,
+    /// Whether a socket that was let go sends on what it has, as closed ones do.
+    pub(crate) lingers: bool,
 }
 
 impl Pipe {
@@ -155,10 +160,29 @@ impl Env {
         }
     }
 
-    /// The sender of a direction has nothing more to say.
-    pub(crate) fn finish(&mut self, wire: usize, way: Way) {
+    /// The target has nothing more to say.
+    pub(crate) fn finish(&mut self, wire: usize) {
+        self.close(wire, Way::Down, End::Fin);
+    }
+
+    /// The initiator lets go: what a stalled wire has not taken from its socket is gone.
+    pub(crate) fn abort(&mut self, wire: usize) {
+        self.wires[wire].is_left = true;
+        let now = self.now;
+        let up = &mut self.wires[wire].up;
+        if up.stalled_until > now && !self.weather.lingers {
+            up.under_way.clear();
+            up.flying = 0;
+        }
+        self.close(wire, Way::Up, End::Reset);
+    }
+
+    fn close(&mut self, wire: usize, way: Way, end: End) {
         let at = self.due(wire, way, 0);
-        self.wires[wire].pipe(way).under_way.push_back(Sent::Fin);
+        self.wires[wire]
+            .pipe(way)
+            .under_way
+            .push_back(Sent::End(end));
         self.schedule(at, Event::Arrival { wire, way });
     }
 
@@ -186,14 +210,20 @@ impl Env {
         }
         let mut packet = match pipe.under_way.pop_front() {
             Some(Sent::Packet(packet)) => packet,
-            Some(Sent::Fin) => {
-                let end = End::Fin;
+            Some(Sent::End(end)) => {
                 self.schedule(now, Event::Ended { wire, way, end });
                 return Vec::new();
             }
             None => return Vec::new(),
         };
         pipe.flying -= packet.len();
+        if std::mem::take(&mut pipe.is_corrupting) {
+            pipe.was_corrupted = true;
+            let at = self.dice.index(packet.len());
+            packet[at] ^= 1 << self.dice.between(0, 7);
+            self.tell(format_args!("wire {wire}: a byte going {way:?} is changed"));
+        }
+        let pipe = self.wires[wire].pipe(way);
         let count = u64::try_from(packet.len()).expect("lengths fit");
         let mut ends = None;
         if let Some((at, end)) = pipe.cut

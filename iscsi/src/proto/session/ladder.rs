@@ -285,7 +285,7 @@ impl Session {
         Ok(())
     }
 
-    /// Functions that the owner asked for, and that hold up commands until they are answered.
+    /// Functions that the owner waits for, and that hold up commands until they are answered.
     fn watch_functions(&mut self, now: Instant) -> Result<(), SessionError> {
         let after = self.ladder.timeouts.lu_reset;
         match self.oldest_function(now) {

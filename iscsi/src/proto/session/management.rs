@@ -195,14 +195,15 @@ impl Session {
             .any(|function| ends_many(function.code))
     }
 
-    /// The owner's function that waits longest for its answer. The ladder's own are timed by it.
+    /// The function that waits longest for its answer: the owner's, and those of the ladder that hold up commands.
+    /// A climb times its own, but it ends when its task does, and the function may not be answered all the same.
     pub(super) fn oldest_function(
         &mut self,
         now: Instant,
     ) -> Option<(Instant, TaskManagementFunction)> {
         self.functions
             .iter_mut()
-            .filter(|function| !function.is_ladders)
+            .filter(|function| !function.is_ladders || ends_many(function.code))
             .map(|function| (*function.since.get_or_insert(now), function.code))
             .min_by_key(|(since, _)| *since)
     }

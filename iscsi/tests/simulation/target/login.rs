@@ -63,7 +63,9 @@ impl Target {
             }
         }
         let transits = flags & TRANSIT != 0 && may_transit;
-        if stage == 0 && self.sends_away(env, wire) {
+        if stage == 0 && self.refusals < REFUSALS_MAX && self.sends_away(env, wire) {
+            // The other portal may be dead, so this counts as a refusal.
+            self.refusals += 1;
             let text = b"TargetAddress=192.0.2.2:3260\0";
             self.answer_login(env, wire, pdu, text, 0, 0, [0x01, 0x01]);
             return;

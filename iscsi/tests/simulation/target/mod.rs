@@ -50,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) redirects: u64,
     /// Percent of logins that are refused for now.
     pub(crate) refuses_logins: u64,
+    /// How many tasks may be forgotten or dawdle.
+    pub(crate) troubles: u64,
     /// Percent of tasks that are forgotten: neither done nor answered.
     pub(crate) forgets: u64,
     /// Percent of tasks that take `slow` instead of `work`.
@@ -194,6 +196,19 @@ impl Target {
         self.is_up
     }
 
+    /// Connections in full feature phase on which a changed byte is noticed.
+    pub(crate) fn guarded_wires(&self) -> Vec<usize> {
+        let both = Digests {
+            header: true,
+            data: true,
+        };
+        self.links
+            .iter()
+            .filter(|(_, link)| link.digests == both)
+            .map(|(wire, _)| *wire)
+            .collect()
+    }
+
     pub(crate) fn sessions_ever(&self) -> u16 {
         self.next_tsih - 1
     }
@@ -236,7 +251,9 @@ impl Target {
                 Ok(Some(pdu)) => self.handle_pdu(env, wire, &pdu),
                 Ok(None) => return,
                 Err(complaint) => {
-                    self.complain(env, format!("wire {wire}: {complaint}"));
+                    if !env.wires[wire].up.was_corrupted {
+                        self.complain(env, format!("wire {wire}: {complaint}"));
+                    }
                     self.close(env, wire);
                 }
             }
@@ -293,7 +310,7 @@ impl Target {
             if is_silent {
                 env.wires[wire].down.is_black_hole = true;
             } else {
-                env.finish(wire, Way::Down);
+                env.finish(wire);
             }
         }
         self.sessions.clear();
@@ -353,7 +370,7 @@ impl Target {
             return;
         }
         env.wires[wire].is_closed = true;
-        env.finish(wire, Way::Down);
+        env.finish(wire);
         for session in self.sessions.values_mut() {
             if session.wire == Some(wire) {
                 session.wire = None;

@@ -256,14 +256,17 @@ impl Target {
             return;
         };
         let mut wait = self.config.work;
-        if unit::is_medium_access(&task.cdb) && task.outcome.is_none() {
+        let may_be_slow = unit::is_medium_access(&task.cdb) && self.config.troubles > 0;
+        if may_be_slow && task.outcome.is_none() {
             if env.dice.is_within_percent(self.config.forgets) {
                 env.tell(format_args!("task {:#010x}: forgotten", task.itt));
                 task.is_forgotten = true;
+                self.config.troubles -= 1;
                 return;
             }
             if env.dice.is_within_percent(self.config.dawdles) {
                 wait = self.config.slow;
+                self.config.troubles -= 1;
             }
         }
         let at = env.now + env.dice.between(wait.0, wait.1);

@@ -286,6 +286,29 @@ fn commands_wait_while_a_reset_is_under_way() {
     assert_eq!(script.good(command.initiator_task_tag).slot, next);
 }
 
+// E12. Found by the simulation: commands waited for ever.
+#[test]
+fn reset_that_is_not_answered_though_its_task_was_ends_the_session() {
+    let mut script = Script::without_pings();
+    let (_, command, abort) = script.stuck_read();
+    script
+        .function_response(abort.initiator_task_tag, TaskManagementOutcome::REJECTED)
+        .unwrap();
+    script.function(0);
+    script
+        .data_in(command.initiator_task_tag, 0, 0, 4096, Some(GOOD))
+        .unwrap();
+    script.submit(Direction::None);
+    let begin = script.now;
+    let ended = (0..10).find_map(|_| script.wait(40).err());
+    let ended = ended.expect("the session ends");
+    assert!(
+        matches!(ended, SessionError::FunctionUnanswered { .. }),
+        "{ended:?}"
+    );
+    assert!(script.now - begin <= 30 * SECOND + 2 * ROUND);
+}
+
 // E12: progress extends, the task's own and that of an older one
 #[test]
 fn bytes_that_move_extend_the_time() {
