@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use support::tgt::Tgtd;
 
 const TARGET: &str = "iqn.2026-11.test.cinder-nbd:chaos";
-const DISK_BYTES: u64 = 256 << 20;
+const DISK_BYTES: u64 = 128 << 20;
 /// For anything that takes moments when it works at all, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// One run of fio, disturbed.
@@ -130,8 +130,12 @@ pub(crate) struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// Mixed sizes, reads and writes mixed, blocks verified soon after they were written and once more at the end.
-    /// Each run has its own seed, which stands in each block: one of an earlier run is found out.
+    /// Mixed sizes, reads and writes mixed, then every block that was written is read and verified. Each run has its own
+    /// seed, which stands in each block: one of an earlier run is found out.
+    ///
+    /// Not with `verify_backlog`, with which fio verifies a block soon and then never again; nor with `loops`, with
+    /// which its verification of mixed sizes fails on a plain file (3.33). A block written twice in one session is the
+    /// matter of stamped blocks (`iscsi/tests/lio/load.rs`, the simulation).
     pub(crate) fn start(bed: &Bed, export: &'a Export, pass: u64) -> Self {
         let report = bed.dir.path().join(format!("fio-{pass}"));
         let output = File::create(&report).unwrap();
@@ -140,8 +144,7 @@ impl<'a> Load<'a> {
             .args(["--ioengine=nbd", "--rw=randrw", "--rwmixread=30"])
             .args(["--bsrange=4k-256k", "--blockalign=4k", "--iodepth=16"])
             .args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1"])
-            .args(["--verify_backlog=64", "--verify_state_save=0"])
-            .args(["--fsync=64", "--randrepeat=0"])
+            .args(["--verify_state_save=0", "--fsync=64", "--randrepeat=0"])
             .arg(format!("--size={DISK_BYTES}"))
             .arg(format!("--randseed={}", bed.draw(pass, 1..1 << 40)))
             .arg(format!(

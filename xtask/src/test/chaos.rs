@@ -6,7 +6,7 @@ use super::Summary;
 use crate::house::cargo;
 use crate::ui::Stage;
 
-/// Four minutes on an idle machine, with the build.
+/// Two minutes, and the build.
 const LIMIT: Duration = Duration::from_mins(30);
 
 pub(super) async fn chaos(summary: &mut Summary) {
