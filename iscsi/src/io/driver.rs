@@ -32,7 +32,9 @@ use super::slots::Slots;
 use super::{Command, Completion, Data, Digests};
 use crate::proto::negotiation::Agreed;
 use crate::proto::session::{self, Completed, Direction, Event, Session, TargetEvent};
-use crate::proto::{FunctionError, LoginError, Misuse, Portal, SessionError, SessionParams};
+use crate::proto::{
+    FunctionError, LoginError, Misuse, Portal, SessionError, SessionParams, Violation,
+};
 use crate::scsi::LunAddress;
 use crate::wire::logout::LogoutReason;
 use crate::wire::tag::InitiatorTaskTag;
@@ -505,17 +507,18 @@ impl<S: Stream> Driver<S> {
         let now = now();
         self.session.handle_heard(cid, now);
         while let Some(line) = &mut self.lines[usize::from(cid)] {
-            let event = match line.receiver.next(&mut self.slots)? {
+            match line.receiver.next(&mut self.slots) {
                 Step::Header(bhs) => {
                     let placement = self.session.handle_header(cid, &bhs, now)?;
                     line.receiver.place(placement);
-                    None
                 }
-                Step::Segment(data) => self.session.handle_segment(cid, data)?,
+                Step::Segment(data) => match self.session.handle_segment(cid, data)? {
+                    None => {}
+                    Some(Event::Completed(completed)) => self.complete(&completed),
+                    Some(event) => self.apply(event),
+                },
                 Step::More => break,
-            };
-            if let Some(event) = event {
-                self.apply(event);
+                Step::Corrupt(corrupt) => return Err(Violation::from(corrupt).into()),
             }
         }
         Ok(())

@@ -76,6 +76,25 @@ pub(super) enum Step<'a> {
     Segment(&'a [u8]),
     /// More bytes are needed.
     More,
+    /// A digest does not fit: what follows in the stream cannot be trusted either.
+    Corrupt(Corrupt),
+}
+
+/// Which digest does not fit. A type of its own because a `Violation` is large, and is asked for at
+/// each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Corrupt {
+    Header,
+    Data,
+}
+
+impl From<Corrupt> for Violation {
+    fn from(corrupt: Corrupt) -> Self {
+        match corrupt {
+            Corrupt::Header => Self::HeaderDigest,
+            Corrupt::Data => Self::DataDigest,
+        }
+    }
 }
 
 impl Receiver {
@@ -135,16 +154,13 @@ impl Receiver {
     }
 
     /// Looks at the bytes at hand.
-    ///
-    /// # Errors
-    /// A digest does not fit: what follows in the stream cannot be trusted either.
-    pub(super) fn next(&mut self, slots: &mut Slots) -> Result<Step<'_>, Violation> {
+    pub(super) fn next(&mut self, slots: &mut Slots) -> Step<'_> {
         match self.state {
             State::Header => self.take_header(),
             State::Task { .. } => self.take_task_segment(slots),
             State::Own { bytes, trailer } => {
                 if self.end - self.start < bytes + trailer.bytes() {
-                    return Ok(Step::More);
+                    return Step::More;
                 }
                 let data = self.start..self.start + bytes;
                 self.start += bytes;
@@ -153,8 +169,10 @@ impl Receiver {
                 } else {
                     Running::default()
                 };
-                self.take_trailer(trailer, digest)?;
-                Ok(Step::Segment(&self.buffer[data]))
+                if !self.take_trailer(trailer, digest) {
+                    return Step::Corrupt(Corrupt::Data);
+                }
+                Step::Segment(&self.buffer[data])
             }
         }
     }
@@ -194,10 +212,10 @@ impl Receiver {
         }
     }
 
-    fn take_header(&mut self) -> Result<Step<'_>, Violation> {
+    fn take_header(&mut self) -> Step<'_> {
         let waiting = &self.buffer[self.start..self.end];
         let Some(bhs) = waiting.first_chunk::<BHS_BYTES>() else {
-            return Ok(Step::More);
+            return Step::More;
         };
         let bhs = *bhs;
         let mut bytes = BHS_BYTES;
@@ -207,18 +225,18 @@ impl Receiver {
             let covered = BHS_BYTES + header::ahs_bytes(&bhs);
             bytes = covered + DIGEST_BYTES;
             let Some(whole) = waiting.get(..bytes) else {
-                return Ok(Step::More);
+                return Step::More;
             };
             // RFC 7143 §7.8, §13.1 (E1)
             if whole[covered..] != digest::of(&whole[..covered]) {
-                return Err(Violation::HeaderDigest);
+                return Step::Corrupt(Corrupt::Header);
             }
         }
         self.start += bytes;
-        Ok(Step::Header(bhs))
+        Step::Header(bhs)
     }
 
-    fn take_task_segment(&mut self, slots: &mut Slots) -> Result<Step<'_>, Violation> {
+    fn take_task_segment(&mut self, slots: &mut Slots) -> Step<'_> {
         let State::Task {
             slot,
             at,
@@ -227,7 +245,7 @@ impl Receiver {
             digest,
         } = &mut self.state
         else {
-            return Ok(Step::More);
+            return Step::More;
         };
         let here = (self.end - self.start).min(*missing);
         if here > 0 {
@@ -244,25 +262,27 @@ impl Receiver {
         }
         let (missing, trailer, digest) = (*missing, *trailer, *digest);
         if missing > 0 || self.end - self.start < trailer.bytes() {
-            return Ok(Step::More);
+            return Step::More;
         }
-        self.take_trailer(trailer, digest)?;
-        Ok(Step::Segment(&[]))
+        if !self.take_trailer(trailer, digest) {
+            return Step::Corrupt(Corrupt::Data);
+        }
+        Step::Segment(&[])
     }
 
     /// The PDU is whole, if its digest fits; `digest` is that of its data.
-    fn take_trailer(&mut self, trailer: Trailer, digest: Running) -> Result<(), Violation> {
+    fn take_trailer(&mut self, trailer: Trailer, digest: Running) -> bool {
         if trailer.has_digest {
             // RFC 7143 §7.8 (E2), §13.1: the digest covers the padding too
             let (padding, told) =
                 self.buffer[self.start..self.start + trailer.bytes()].split_at(trailer.padding);
             if told != digest.append(padding).finish() {
-                return Err(Violation::DataDigest);
+                return false;
             }
         }
         self.start += trailer.bytes();
         self.state = State::Header;
-        Ok(())
+        true
     }
 
     /// Moves what is left to the front, so that the rest of the buffer can be read into.
@@ -312,19 +332,14 @@ mod tests {
         let mut bytes = vec![7; BHS_BYTES];
         bytes.extend_from_slice(b"abcde\0\0");
         let mut receiver = receiver(&bytes);
-        assert!(
-            matches!(receiver.next(&mut slots), Ok(Step::Header(bhs)) if bhs == [7; BHS_BYTES])
-        );
+        assert!(matches!(receiver.next(&mut slots), Step::Header(bhs) if bhs == [7; BHS_BYTES]));
         receiver.place(Placement::Own { bytes: 5 });
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+        assert!(matches!(receiver.next(&mut slots), Step::More));
         receiver.make_room();
         assert_eq!((receiver.start, receiver.end), (0, 7));
         receiver.end += 1;
-        assert!(matches!(
-            receiver.next(&mut slots),
-            Ok(Step::Segment(b"abcde"))
-        ));
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+        assert!(matches!(receiver.next(&mut slots), Step::Segment(b"abcde")));
+        assert!(matches!(receiver.next(&mut slots), Step::More));
     }
 
     #[test]
@@ -346,11 +361,11 @@ mod tests {
             offset: 2,
             bytes: 5,
         });
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+        assert!(matches!(receiver.next(&mut slots), Step::More));
         receiver.make_room();
         receiver.buffer[..6].copy_from_slice(b"zuv\0\0\0");
         receiver.end = 6;
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::Segment(b""))));
+        assert!(matches!(receiver.next(&mut slots), Step::Segment(b"")));
         assert_eq!(slots.incoming(0), b"\0\0xyzuv\0");
         assert_eq!((receiver.start, receiver.end), (6, 6));
     }
@@ -391,11 +406,12 @@ mod tests {
             receiver.buffer[receiver.end..receiver.end + piece.len()].copy_from_slice(piece);
             receiver.end += piece.len();
             loop {
-                match receiver.next(&mut slots)? {
+                match receiver.next(&mut slots) {
                     Step::Header(_) => receiver.place(placement),
                     Step::Segment(data) if !data.is_empty() => return Ok(data.to_vec()),
                     Step::Segment(_) => return Ok(slots.incoming(0)[..5].to_vec()),
                     Step::More => break,
+                    Step::Corrupt(corrupt) => return Err(corrupt.into()),
                 }
             }
         }
@@ -447,10 +463,10 @@ mod tests {
         let mut bytes = vec![0; BHS_BYTES];
         bytes.extend_from_slice(&digest::of(&[0; BHS_BYTES]));
         let mut receiver = receiver_with(BOTH, &bytes);
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::Header(_))));
+        assert!(matches!(receiver.next(&mut slots), Step::Header(_)));
         receiver.place(Placement::Own { bytes: 0 });
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::Segment(b""))));
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+        assert!(matches!(receiver.next(&mut slots), Step::Segment(b"")));
+        assert!(matches!(receiver.next(&mut slots), Step::More));
     }
 
     // A task can end by an answer on another connection while its data is half here.
@@ -458,15 +474,15 @@ mod tests {
     fn data_of_a_forgotten_task_goes_nowhere() {
         let mut slots = read_slot();
         let mut receiver = receiver_with(BOTH, &pdu()[..BHS_BYTES + DIGEST_BYTES + 2]);
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::Header(_))));
+        assert!(matches!(receiver.next(&mut slots), Step::Header(_)));
         receiver.place(PLACES[1]);
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::More)));
+        assert!(matches!(receiver.next(&mut slots), Step::More));
         receiver.forget(0);
         slots.remove(0);
         receiver.make_room();
         let rest = &pdu()[BHS_BYTES + DIGEST_BYTES + 2..];
         receiver.buffer[..rest.len()].copy_from_slice(rest);
         receiver.end = rest.len();
-        assert!(matches!(receiver.next(&mut slots), Ok(Step::Segment(b""))));
+        assert!(matches!(receiver.next(&mut slots), Step::Segment(b"")));
     }
 }

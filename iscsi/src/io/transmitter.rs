@@ -24,8 +24,8 @@ use crate::wire::header::{self, BHS_BYTES};
 const PDUS_MAX: usize = 32;
 /// Most bytes likewise; one large write fills a socket buffer.
 const BYTES_MAX: usize = 1 << 20;
-/// Slices in one call: head, payload and tail of each PDU.
-const SLICES_MAX: usize = PDUS_MAX * 3;
+/// Slices in one call: header, payload and padding of each PDU; with digests fewer PDUs go at once.
+const SLICES_MAX: usize = PDUS_MAX * 3 + 2;
 
 /// The queue before the socket.
 #[derive(Debug)]
@@ -38,21 +38,17 @@ pub(super) struct Transmitter {
     bytes: usize,
 }
 
-/// A PDU that waits.
+/// A PDU that waits, and its digests where it has some.
 #[derive(Debug)]
 struct Queued {
-    /// The header, and its digest if there is one.
-    head: [u8; BHS_BYTES + DIGEST_BYTES],
-    head_bytes: usize,
-    payload: Payload,
-    payload_bytes: usize,
-    /// The padding, and the data's digest if there is one.
-    tail: [u8; PADDING_BYTES_MAX + DIGEST_BYTES],
-    tail_bytes: usize,
+    transmit: Transmit,
+    header_digest: [u8; DIGEST_BYTES],
+    data_digest: [u8; DIGEST_BYTES],
+    /// All of it on the wire.
+    bytes: usize,
 }
 
-/// RFC 7143 §11.2.4: segments are padded to whole words of four bytes.
-const PADDING_BYTES_MAX: usize = 3;
+const PADDING: [u8; 3] = [0; 3];
 
 impl Transmitter {
     pub(super) fn new(digests: Digests) -> Self {
@@ -80,7 +76,7 @@ impl Transmitter {
 
     pub(super) fn push(&mut self, transmit: Transmit, slots: &Slots) {
         let queued = Queued::new(transmit, self.digests, slots);
-        self.bytes += queued.bytes();
+        self.bytes += queued.bytes;
         self.queue.push_back(queued);
     }
 
@@ -113,7 +109,7 @@ impl Transmitter {
                 offset,
                 bytes,
                 is_data_out,
-            } = queued.payload
+            } = queued.transmit.payload
             else {
                 return true;
             };
@@ -121,10 +117,10 @@ impl Transmitter {
                 return true;
             }
             if is_data_out && at > begun {
-                dropped += queued.bytes();
+                dropped += queued.bytes;
                 return false;
             }
-            queued.payload = Payload::Own(data.slice(range(offset, bytes)));
+            queued.transmit.payload = Payload::Own(data.slice(range(offset, bytes)));
             true
         });
         self.bytes -= dropped;
@@ -140,9 +136,18 @@ impl Transmitter {
         let mut count = 0;
         let mut skip = self.front_sent;
         for queued in &self.queue {
-            let head = &queued.head[..queued.head_bytes];
-            let tail = &queued.tail[..queued.tail_bytes];
-            for part in [head, bytes_of(&queued.payload, slots), tail] {
+            let payload = bytes_of(&queued.transmit.payload, slots);
+            let parts = [
+                &queued.transmit.header[..],
+                self.header_digest(queued),
+                payload,
+                padding(payload.len()),
+                self.data_digest(queued, payload),
+            ];
+            if count + parts.len() > SLICES_MAX {
+                break;
+            }
+            for part in parts {
                 let passed = skip.min(part.len());
                 skip -= passed;
                 let part = &part[passed..];
@@ -155,11 +160,27 @@ impl Transmitter {
         stream.poll_write_vectored(cx, &slices[..count])
     }
 
+    fn header_digest<'a>(&self, queued: &'a Queued) -> &'a [u8] {
+        if self.digests.header {
+            &queued.header_digest
+        } else {
+            &[]
+        }
+    }
+
+    fn data_digest<'a>(&self, queued: &'a Queued, payload: &[u8]) -> &'a [u8] {
+        if self.digests.data && !payload.is_empty() {
+            &queued.data_digest
+        } else {
+            &[]
+        }
+    }
+
     fn advance(&mut self, written: usize) {
         self.bytes -= written;
         self.front_sent += written;
         while let Some(front) = self.queue.front() {
-            let whole = front.bytes();
+            let whole = front.bytes;
             if self.front_sent < whole {
                 break;
             }
@@ -171,43 +192,36 @@ impl Transmitter {
 
 impl Queued {
     fn new(transmit: Transmit, digests: Digests, slots: &Slots) -> Self {
-        let payload_bytes = match &transmit.payload {
+        let data = match &transmit.payload {
             Payload::None => 0,
             Payload::Own(data) => data.len(),
             Payload::Task { bytes, .. } => index(*bytes),
         };
-        debug_assert_eq!(
-            payload_bytes,
-            index(header::data_segment_bytes(&transmit.header))
-        );
+        debug_assert_eq!(data, index(header::data_segment_bytes(&transmit.header)));
         let mut queued = Self {
-            head: [0; BHS_BYTES + DIGEST_BYTES],
-            head_bytes: BHS_BYTES,
-            payload: transmit.payload,
-            payload_bytes,
-            tail: [0; PADDING_BYTES_MAX + DIGEST_BYTES],
-            tail_bytes: payload_bytes.next_multiple_of(4) - payload_bytes,
+            transmit,
+            header_digest: [0; DIGEST_BYTES],
+            data_digest: [0; DIGEST_BYTES],
+            bytes: BHS_BYTES + data.next_multiple_of(4),
         };
-        queued.head[..BHS_BYTES].copy_from_slice(&transmit.header);
         if digests.header {
-            queued.head[BHS_BYTES..].copy_from_slice(&digest::of(&transmit.header));
-            queued.head_bytes += DIGEST_BYTES;
+            queued.header_digest = digest::of(&queued.transmit.header);
+            queued.bytes += DIGEST_BYTES;
         }
         // RFC 7143 §11.2.3: a segment of no bytes has no digest
-        if digests.data && payload_bytes > 0 {
-            let padding = queued.tail_bytes;
-            let data = bytes_of(&queued.payload, slots);
+        if digests.data && data > 0 {
+            let data = bytes_of(&queued.transmit.payload, slots);
             // RFC 7143 §13.1: the digest covers the padding too
-            let digest = digest::of_pieces([data, &queued.tail[..padding]]);
-            queued.tail[padding..padding + DIGEST_BYTES].copy_from_slice(&digest);
-            queued.tail_bytes += DIGEST_BYTES;
+            queued.data_digest = digest::of_pieces([data, padding(data.len())]);
+            queued.bytes += DIGEST_BYTES;
         }
         queued
     }
+}
 
-    fn bytes(&self) -> usize {
-        self.head_bytes + self.payload_bytes + self.tail_bytes
-    }
+/// The zero bytes behind a segment of `length` bytes.
+fn padding(length: usize) -> &'static [u8] {
+    &PADDING[..length.next_multiple_of(4) - length]
 }
 
 fn bytes_of<'a>(payload: &'a Payload, slots: &'a Slots) -> &'a [u8] {
@@ -255,7 +269,7 @@ mod tests {
         let payloads: Vec<_> = transmitter
             .queue
             .iter()
-            .map(|pdu| pdu.payload.clone())
+            .map(|pdu| pdu.transmit.payload.clone())
             .collect();
         let other = Payload::Task {
             slot: 2,
@@ -286,7 +300,7 @@ mod tests {
         transmitter.push(command, &Slots::new(0));
         transmitter.forget(1, &Bytes::from_static(b"abcd"));
         assert_eq!(
-            transmitter.queue[0].payload,
+            transmitter.queue[0].transmit.payload,
             Payload::Own(Bytes::from_static(b"abcd"))
         );
     }
@@ -303,14 +317,14 @@ mod tests {
         header::set_data_segment_bytes(&mut header, 30);
         let payload = Payload::Own(Bytes::from_static(&[0; 30]));
         let queued = Queued::new(Transmit { header, payload }, digests, &slots);
-        assert_eq!(queued.head[BHS_BYTES..], digest::of(&header));
-        assert_eq!(queued.tail[..6], [0, 0, 0xaa, 0x36, 0x91, 0x8a]);
-        assert_eq!(queued.bytes(), 48 + 4 + 32 + 4);
+        assert_eq!(queued.header_digest, digest::of(&header));
+        assert_eq!(queued.data_digest, [0xaa, 0x36, 0x91, 0x8a]);
+        assert_eq!(queued.bytes, 48 + 4 + 32 + 4);
 
         let empty = Transmit {
             header: [0; BHS_BYTES],
             payload: Payload::None,
         };
-        assert_eq!(Queued::new(empty, digests, &slots).bytes(), 48 + 4);
+        assert_eq!(Queued::new(empty, digests, &slots).bytes, 48 + 4);
     }
 }

@@ -303,10 +303,7 @@ async fn stream_may_be_cut_anywhere() {
 // E1, E2: RFC 7143 §7.8
 #[tokio::test]
 async fn wrong_digest_ends_the_session_before_anything_is_answered() {
-    for (byte, expected) in [
-        (20, crate::proto::Violation::HeaderDigest),
-        (60, crate::proto::Violation::DataDigest),
-    ] {
+    for (byte, expected) in [(20, Violation::HeaderDigest), (60, Violation::DataDigest)] {
         let mut bed = Bed::new(1, 1 << 20, true);
         bed.submit(1, read(64));
         bed.drive().await.unwrap();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::receive::Pending;
-use super::{PONGS_MAX, SEQUENCES_READY, Settings, Violation};
+use super::{PONGS_MAX, SEQUENCES_READY, Settings, Violation, earlier};
 use crate::proto::keepalive::Keepalive;
 use crate::proto::login::Established;
 use crate::proto::transfer::Sequence;
@@ -129,12 +129,18 @@ impl Connection {
         self.told_stat_sn.steps_to(self.exp_stat_sn)
     }
 
-    /// When the time for an orderly end runs out.
-    pub(super) fn logout_at(&self) -> Option<Instant> {
-        match self.state {
+    /// When something is due here.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let logout = match self.state {
+            State::LoggedIn | State::InLogout { .. } => None,
             State::LogoutRequested { until, .. } => until,
-            State::LoggedIn | State::InLogout { .. } | State::Free => None,
+            State::Free => return None,
+        };
+        let quiet = self.keepalive.deadline();
+        if logout.is_none() && self.untold() < UNTOLD_MAX {
+            return quiet;
         }
+        earlier(earlier(logout, self.acknowledge_at()), quiet)
     }
 
     pub(super) fn is_open(&self) -> bool {

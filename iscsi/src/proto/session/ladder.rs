@@ -39,6 +39,7 @@ pub(super) struct Ladder {
     /// From round to round; `None` if nothing is timed.
     round: Option<Duration>,
     last_round: Instant,
+    next_round: Option<Instant>,
     /// Since when commands wait with none in flight.
     closed_since: Option<Instant>,
     climb: Option<Climb>,
@@ -78,6 +79,7 @@ impl Ladder {
             .into_iter()
             .filter(|timeout| !timeout.is_zero())
             .min();
+        let round = shortest.map(|shortest| shortest / ROUNDS);
         Self {
             timeouts,
             // A ping that may take for ever is given as long as an abort.
@@ -85,8 +87,9 @@ impl Ladder {
                 .into_iter()
                 .find(|timeout| !timeout.is_zero())
                 .unwrap_or(timeouts.slow),
-            round: shortest.map(|shortest| shortest / ROUNDS),
+            round,
             last_round: now,
+            next_round: round.map(|round| now + round),
             closed_since: None,
             climb: None,
             order: Vec::with_capacity(tasks),
@@ -95,10 +98,7 @@ impl Ladder {
 
     /// When the next round or step is due.
     pub(super) fn deadline(&self, is_idle: bool) -> Option<Instant> {
-        let round = self
-            .round
-            .filter(|_| !is_idle)
-            .map(|round| self.last_round + round);
+        let round = if is_idle { None } else { self.next_round };
         match &self.climb {
             None => round,
             // The step after an answer is due at once.
@@ -166,11 +166,12 @@ impl Session {
 
     /// A round: notes what moved, and begins a climb for the oldest task whose time is out.
     pub(super) fn watch(&mut self, now: Instant) -> Result<(), SessionError> {
-        match self.ladder.round {
-            Some(round) if self.ladder.last_round + round <= now => {}
+        match self.ladder.next_round {
+            Some(at) if at <= now => {}
             Some(_) | None => return Ok(()),
         }
         self.ladder.last_round = now;
+        self.ladder.next_round = self.ladder.round.map(|round| now + round);
         self.watch_functions(now)?;
         self.watch_window(now)?;
         let Some((slot, after)) = self.oldest_overdue(now) else {

@@ -352,21 +352,12 @@ impl Session {
     /// When `handle_timeout` is to be called next; earlier calls do no harm.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let is_idle = self.tasks.is_empty() && self.functions.is_empty();
-        let of_connections = self
-            .connections
-            .iter()
-            .filter(|connection| connection.is_open())
-            .flat_map(|connection| {
-                [
-                    connection.logout_at(),
-                    connection.acknowledge_at(),
-                    connection.keepalive.deadline(),
-                ]
-            });
-        of_connections
-            .chain([self.ladder.deadline(is_idle)])
-            .flatten()
-            .min()
+        let mut due = self.ladder.deadline(is_idle);
+        // A driver asks whenever it has nothing to do: this loop is on the path of a lone I/O.
+        for connection in &self.connections {
+            due = earlier(due, connection.deadline());
+        }
+        due
     }
 
     /// What is to be told besides what `handle_segment` gave; to be asked after it and after
@@ -421,6 +412,14 @@ impl Session {
     /// The CIDs of all connections that were ever opened.
     fn cids(&self) -> std::ops::Range<u16> {
         0..u16::try_from(self.connections.len()).unwrap_or(u16::MAX)
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
     }
 }
 

@@ -19,13 +19,13 @@ impl Session {
     }
 
     /// The next PDU that waits for no window: control first, then data that the target waits for.
+    #[inline]
     pub fn poll_urgent(&mut self, cid: u16) -> Option<Transmit> {
-        while let Some(control) = self.at(cid).control.pop_front() {
-            if let Some(transmit) = self.transmit_control(cid, control) {
-                return Some(transmit);
-            }
+        let connection = self.at(cid);
+        if connection.control.is_empty() && connection.sequences.is_empty() {
+            return None;
         }
-        self.transmit_data_out(cid)
+        self.transmit_urgent(cid)
     }
 
     /// The next command, to leave on this connection; its unsolicited data is `poll_urgent`'s, and
@@ -97,6 +97,15 @@ impl Session {
         let connection = &self.connections[usize::from(cid)];
         // RFC 7143 §11.9.1 (F25): nor after a logout was asked for
         (connection.state == State::LoggedIn).then_some(connection.sent)
+    }
+
+    fn transmit_urgent(&mut self, cid: u16) -> Option<Transmit> {
+        while let Some(control) = self.at(cid).control.pop_front() {
+            if let Some(transmit) = self.transmit_control(cid, control) {
+                return Some(transmit);
+            }
+        }
+        self.transmit_data_out(cid)
     }
 
     /// `None` if there is nothing to be said any more.
