@@ -80,8 +80,8 @@ impl NexusError {
 }
 
 /// Linux 6.1's target falls over (`iscsit_stop_session`) when a session of several connections is reinstated while the
-/// last of them are still being taken down. With RFC 7143's default of `DefaultTime2Wait` it does not.
-const CONNECTIONS_WAIT: Duration = Duration::from_secs(2);
+/// last of them are still being taken down. With RFC 7143's default of `DefaultTime2Wait` it has time for that.
+pub(super) const CONNECTIONS_WAIT: Duration = Duration::from_secs(2);
 
 /// What differs, behind what failed.
 fn of(failure: &Failure) -> String {

@@ -172,7 +172,7 @@ impl<N: Network> Nexus<N> {
                     Proved::LookFurther => {}
                 },
                 Err(error) => {
-                    recovery.handle_failed(now(), network.random());
+                    recovery.handle_failed(params.wait_after_failure(), now(), network.random());
                     failure = error;
                 }
             }
@@ -455,7 +455,9 @@ impl<N: Network> Nexus<N> {
         let opened = match ended {
             Ok(opened) => opened,
             Err(error) => {
-                self.recovery.handle_failed(now(), self.network.random());
+                let wait = self.params.wait_after_failure();
+                self.recovery
+                    .handle_failed(wait, now(), self.network.random());
                 self.remark(&error, path);
                 self.cause = Some(Arc::new(error));
                 return;

@@ -1,5 +1,8 @@
 //! What a nexus needs to know from its owner: the session, the paths, the patience.
 
+use std::time::Duration;
+
+use super::error::CONNECTIONS_WAIT;
 use crate::proto::recovery::RecoveryPolicy;
 use crate::proto::{IscsiName, Misuse, Portal, SessionParams};
 use crate::scsi::LunAddress;
@@ -63,6 +66,15 @@ impl NexusParams {
             #[cfg(feature = "hazards")]
             hazards: Hazards::default(),
         })
+    }
+
+    /// How long to stay away after an attempt that failed: some of its connections may have come to be.
+    pub(super) fn wait_after_failure(&self) -> Duration {
+        if self.session.offers.max_connections > 1 {
+            CONNECTIONS_WAIT
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// The parameters of a session over one of the paths.

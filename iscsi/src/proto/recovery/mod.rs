@@ -182,14 +182,17 @@ impl Recovery {
         Some(path)
     }
 
-    /// The attempt failed. `random` is any number: it makes the pauses of many hosts differ.
-    pub fn handle_failed(&mut self, now: Instant, random: u32) {
+    /// The attempt failed, and no other is to begin within `wait`. `random` is any number: it makes the pauses of many
+    /// hosts differ.
+    pub fn handle_failed(&mut self, wait: Duration, now: Instant, random: u32) {
         let State::Attempting { .. } = self.state else {
             return;
         };
+        self.not_before = self.not_before.max(now + wait);
         if self.tried < self.paths || self.fallback.is_some() {
             // The rest of the round follows without a pause: another path may be well.
-            self.state = State::Pausing { until: now };
+            let until = self.not_before.max(now);
+            self.state = State::Pausing { until };
             return;
         }
         self.tried = 0;

@@ -44,13 +44,13 @@ fn pauses_double_up_to_their_maximum_and_can_be_cut_short() {
     let mut recovery = lost(1, Duration::ZERO, now);
     for expected in [1, 2, 4, 8, 16, 30, 30] {
         assert_eq!(recovery.poll_attempt(now), Some(0));
-        recovery.handle_failed(now, u32::MAX);
+        recovery.handle_failed(Duration::ZERO, now, u32::MAX);
         let until = recovery.poll_timeout().unwrap();
         assert_eq!(until - now, expected * SECOND);
         now = until;
     }
     assert_eq!(recovery.poll_attempt(now), Some(0));
-    recovery.handle_failed(now, 0);
+    recovery.handle_failed(Duration::ZERO, now, 0);
     assert_eq!(
         recovery.poll_timeout(),
         Some(now + 15 * SECOND),
@@ -72,7 +72,7 @@ fn held_io_fails_once_and_attempts_go_on() {
     assert!(recovery.handle_timeout(now + 10 * SECOND));
     assert!(!recovery.handle_timeout(now + 11 * SECOND), "once");
     assert!(recovery.is_expired());
-    recovery.handle_failed(now + 11 * SECOND, 0);
+    recovery.handle_failed(Duration::ZERO, now + 11 * SECOND, 0);
     let next = recovery.poll_timeout().unwrap();
     assert_eq!(recovery.poll_attempt(next), Some(0));
     assert_eq!(
@@ -105,7 +105,7 @@ fn a_round_goes_over_all_paths_without_a_pause_beginning_with_the_last_good_one(
     recovery.handle_lost(Duration::ZERO, now);
     for path in [1, 2, 0] {
         assert_eq!(recovery.poll_attempt(now), Some(path));
-        recovery.handle_failed(now, u32::MAX);
+        recovery.handle_failed(Duration::ZERO, now, u32::MAX);
     }
     assert_eq!(recovery.poll_timeout(), Some(now + SECOND));
     assert_eq!(recovery.poll_attempt(now + SECOND), Some(1));
@@ -118,7 +118,7 @@ fn a_path_that_is_left_is_the_last_to_be_tried() {
     recovery.handle_path_left(now);
     for path in [2, 0, 1] {
         assert_eq!(recovery.poll_attempt(now), Some(path));
-        recovery.handle_failed(now, 0);
+        recovery.handle_failed(Duration::ZERO, now, 0);
     }
 }
 
@@ -133,9 +133,9 @@ fn an_optimal_path_is_looked_for_before_a_usable_one_is_taken() {
         Proved::LookFurther
     );
     assert_eq!(recovery.poll_attempt(now), Some(1));
-    recovery.handle_failed(now, 0);
+    recovery.handle_failed(Duration::ZERO, now, 0);
     assert_eq!(recovery.poll_attempt(now), Some(2));
-    recovery.handle_failed(now, 0);
+    recovery.handle_failed(Duration::ZERO, now, 0);
     assert_eq!(
         recovery.poll_attempt(now),
         Some(0),
@@ -169,9 +169,9 @@ fn a_fallback_that_fails_too_ends_the_round() {
         Proved::LookFurther
     );
     assert_eq!(recovery.poll_attempt(now), Some(1));
-    recovery.handle_failed(now, 0);
+    recovery.handle_failed(Duration::ZERO, now, 0);
     assert_eq!(recovery.poll_attempt(now), Some(0));
-    recovery.handle_failed(now, u32::MAX);
+    recovery.handle_failed(Duration::ZERO, now, u32::MAX);
     assert_eq!(recovery.poll_timeout(), Some(now + SECOND));
 }
 
@@ -191,4 +191,15 @@ fn replacement_timeouts_are_read_and_written() {
         let error = text.parse::<ReplacementTimeout>().unwrap_err();
         assert!(error.to_string().starts_with("must be a number of seconds"));
     }
+}
+
+#[test]
+fn a_failed_attempt_may_ask_for_a_longer_pause() {
+    let now = Instant::now();
+    let mut recovery = lost(2, Duration::ZERO, now);
+    assert_eq!(recovery.poll_attempt(now), Some(0));
+    recovery.handle_failed(2 * SECOND, now, 0);
+    recovery.cut_short(now);
+    assert_eq!(recovery.poll_attempt(now + SECOND), None);
+    assert_eq!(recovery.poll_attempt(now + 2 * SECOND), Some(1));
 }
