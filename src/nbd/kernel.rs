@@ -48,6 +48,7 @@ use crate::sys::{blkdev, socket};
 
 use self::sysfs::Sysfs;
 use super::Error;
+use super::connection::Connection;
 use super::export::OpenError;
 use super::lane;
 use super::thread::LaneThread;
@@ -264,7 +265,8 @@ impl Lanes {
                 };
                 // Nobody waits for it if another lane failed before.
                 let _ = tell.send(Ok(backend.geometry().clone()));
-                let end = lane::serve(stream, &[], backend, &abort).await;
+                let connection = Connection::new(stream, &[], backend.geometry());
+                let end = lane::serve(connection, backend, &abort).await;
                 tracing::debug!("lane {number}: {end}");
             });
             lanes.threads.push(thread.map_err(Error::Lane)?);
