@@ -12,6 +12,7 @@ use cinder_nbd::cli::arguments::{Arguments, Verb};
 use cinder_nbd::cli::control::server::Control;
 use cinder_nbd::config::Config;
 use cinder_nbd::docker::Plugin;
+use cinder_nbd::nbd;
 use cinder_nbd::telemetry::{self, Speaker};
 use cinder_nbd::volume::{ConfiguredCloud, Engine, Host, Settings, line};
 use clap::Parser;
@@ -60,6 +61,7 @@ const VOLUMES_PATIENCE: Duration = Duration::from_secs(20);
 const BLOCKING_PATIENCE: Duration = Duration::from_secs(2);
 
 async fn daemon(config: &Config) -> anyhow::Result<()> {
+    nbd::prepare_process();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let cloud = Arc::new(ConfiguredCloud::new(config.cloud.clone()));

@@ -146,6 +146,16 @@ pub trait Backend {
     fn submit(&mut self, request: Request) -> Result<(), Request>;
     /// Drives the backend; the next completion. Never ends: after a lost backend all requests complete with errors.
     fn poll_completion(&mut self, cx: &mut Context<'_>) -> Poll<Completion>;
+    /// The new size in bytes, once, when the medium has been found to be larger than `geometry` said before. It never
+    /// shrinks under a front.
+    fn take_growth(&mut self) -> Option<u64> {
+        None
+    }
+    /// Another backend of the same medium has found it to have `size_bytes`: from now on requests may go up to there.
+    /// A smaller size than `geometry` says is ignored.
+    fn handle_growth(&mut self, size_bytes: u64) {
+        let _ = size_bytes;
+    }
     /// Flushes nothing, ends the backend in order (logout).
     fn close(self) -> impl Future<Output = ()> + Send;
 }

@@ -221,6 +221,14 @@ impl Machine {
         self.write_lost |= self.limits.has_volatile_cache();
     }
 
+    /// The unit has so many bytes now; whether that is more than before, and whole blocks.
+    pub(super) fn handle_growth(&mut self, size_bytes: u64) -> bool {
+        let end = self.limits.block_length.lba_at(ByteCount(size_bytes));
+        let grown = end.filter(|end| *end > self.limits.end);
+        self.limits.end = grown.unwrap_or(self.limits.end);
+        grown.is_some()
+    }
+
     /// The next command to send, with its task's number.
     pub(super) fn poll_command(&mut self, now: Instant) -> Option<(u64, Command)> {
         if self.out >= self.pace.depth() {

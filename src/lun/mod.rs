@@ -79,6 +79,8 @@ pub struct Lun {
     /// For logs: `LUN 1 of iqn...`.
     name: String,
     timer: Pin<Box<Sleep>>,
+    /// The unit has grown, and nobody has asked yet.
+    has_grown: bool,
 }
 
 impl Lun {
@@ -114,6 +116,7 @@ impl Lun {
             machine: Machine::new(limits, now.into_std()),
             name,
             timer: Box::pin(sleep_until(now)),
+            has_grown: false,
         })
     }
 
@@ -150,14 +153,25 @@ impl Lun {
             }
             // The nexus has told its log why.
             Event::Failed(failed) => self.machine.handle_failed(failed.token),
-            Event::Reinstated(how) if how.lost_power => {
-                tracing::warn!(lun = %self.name, "the target has lost power meanwhile: the next flush fails if it has a volatile cache");
-                self.machine.handle_power_lost();
+            Event::Reinstated(how) => {
+                self.see_size(how.identity.size_bytes());
+                if how.lost_power {
+                    tracing::warn!(lun = %self.name, "the target has lost power meanwhile: the next flush fails if it has a volatile cache");
+                    self.machine.handle_power_lost();
+                }
             }
-            Event::Examined(identity) => {
-                tracing::info!(lun = %self.name, now = %identity, "the size is taken over with the next attach");
-            }
-            Event::Lost(_) | Event::Reinstated(_) | Event::Expired(_) => {}
+            Event::Examined(identity) => self.see_size(identity.size_bytes()),
+            Event::Lost(_) | Event::Expired(_) => {}
+        }
+    }
+
+    /// A size that the gate let pass: never less than before.
+    fn see_size(&mut self, size_bytes: u64) {
+        let before = self.geometry.size_bytes;
+        self.handle_growth(size_bytes);
+        if self.geometry.size_bytes > before {
+            tracing::info!(lun = %self.name, from = before, to = size_bytes, "the unit has grown");
+            self.has_grown = true;
         }
     }
 
@@ -199,6 +213,16 @@ impl Backend for Lun {
                     .poll_completion()
                     .map_or(Poll::Pending, Poll::Ready);
             }
+        }
+    }
+
+    fn take_growth(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.has_grown).then_some(self.geometry.size_bytes)
+    }
+
+    fn handle_growth(&mut self, size_bytes: u64) {
+        if size_bytes > self.geometry.size_bytes && self.machine.handle_growth(size_bytes) {
+            self.geometry.size_bytes = size_bytes;
         }
     }
 

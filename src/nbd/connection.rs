@@ -146,6 +146,10 @@ impl<S: Stream> Front for Connection<S> {
         self.send(cx)
     }
 
+    fn grow(&mut self, size_bytes: u64) {
+        self.machine.grow(size_bytes);
+    }
+
     /// What is under way is answered, what comes after is refused.
     fn stop(&mut self) {
         self.machine.stop();

@@ -14,6 +14,34 @@ pub enum Error {
         "this kernel has no nbd driver: load it with 'modprobe nbd' or boot a kernel that has CONFIG_BLK_DEV_NBD"
     )]
     NoDriver,
+    /// The module is there and not loaded, and loading it is not for us.
+    #[error(
+        "the nbd module is not loaded, and this process may not load it: run 'modprobe nbd' on the host, or give the daemon CAP_SYS_MODULE"
+    )]
+    NotLoaded,
+    /// The driver is there and does not answer here.
+    #[error(
+        "the nbd driver is loaded, but not to be reached from here: kernels before 6.12 answer in the host's network namespace only, so run the daemon there"
+    )]
+    OutOfReach,
+    /// The driver has no device left.
+    #[error(
+        "no nbd device is free ({source}; the module has nbds_max={devices}): detach one, or load the module with a larger nbds_max"
+    )]
+    NoneFree {
+        /// How many the module made when it was loaded.
+        devices: u64,
+        /// What the driver said.
+        source: io::Error,
+    },
+    /// The kernel has the device, and nobody made its file.
+    #[error(
+        "the kernel has {} now, but the file does not appear: the daemon's /dev must be the host's (in a container: mount it), or udev must run", device.display()
+    )]
+    NoNode {
+        /// `/dev/nbdX`.
+        device: PathBuf,
+    },
     /// The right to configure devices is missing.
     #[error("the nbd driver needs CAP_SYS_ADMIN in the initial user namespace: run as root")]
     NotPermitted,

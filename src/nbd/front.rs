@@ -33,6 +33,9 @@ pub(super) trait Front {
     /// Sends answers, as far as it goes without waiting. As for `poll_receive`.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> bool;
 
+    /// The backend has grown: requests may go up to there from now on.
+    fn grow(&mut self, size_bytes: u64);
+
     /// From now on nothing new is taken; what is under way is finished.
     fn stop(&mut self);
 

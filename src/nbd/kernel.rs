@@ -26,6 +26,7 @@
 
 mod driver;
 mod queue;
+mod resize;
 mod sysfs;
 mod users;
 
@@ -46,6 +47,7 @@ use crate::block::{Backend, Geometry};
 use crate::sys::netlink::{self, NbdFamily};
 use crate::sys::{blkdev, socket};
 
+use self::resize::Growth;
 use self::sysfs::Sysfs;
 use super::Error;
 use super::connection::Connection;
@@ -154,10 +156,13 @@ impl KernelDevice {
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(index) => Ok(Self {
-                index,
-                lanes: started.threads,
-            }),
+            Ok(index) => {
+                started.growth.begin(index, identifier);
+                Ok(Self {
+                    index,
+                    lanes: started.threads,
+                })
+            }
             Err(error) => {
                 abort.cancel();
                 join(started.threads).await;
@@ -235,6 +240,7 @@ struct Lanes {
     threads: Vec<LaneThread<()>>,
     kernel_ends: Vec<StdStream>,
     opened: Vec<oneshot::Receiver<Result<Geometry, OpenError>>>,
+    growth: Arc<Growth>,
 }
 
 impl Lanes {
@@ -248,12 +254,14 @@ impl Lanes {
             threads: Vec::new(),
             kernel_ends: Vec::new(),
             opened: Vec::new(),
+            growth: Growth::new(count),
         };
         for number in 0..count {
             // On an error the lanes so far find their sockets closed, and end.
             let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
             let (tell, opened) = oneshot::channel();
             let (open, abort) = (Arc::clone(open), abort.clone());
+            let growth = Arc::clone(&lanes.growth);
             let thread = LaneThread::spawn(format!("nbd-lane-{number}"), move || async move {
                 let stream = match UnixStream::from_std(ours) {
                     Ok(stream) => stream,
@@ -263,6 +271,7 @@ impl Lanes {
                     Ok(backend) => backend,
                     Err(error) => return drop(tell.send(Err(error))),
                 };
+                let backend = growth.watch(number, backend);
                 // Nobody waits for it if another lane failed before.
                 let _ = tell.send(Ok(backend.geometry().clone()));
                 let connection = Connection::new(stream, &[], backend.geometry());
@@ -351,7 +360,7 @@ async fn attach(
             if let Err(error) = blocking(move || KernelDevice::disconnect_stale(&owned)).await {
                 tracing::error!("a device may be left behind: {error}");
             }
-            Err(error)
+            Err(driver::explained(error))
         }
         Err(error) => Err(error),
     }
@@ -364,10 +373,13 @@ fn wait_for_node(index: u32) -> Result<(), Error> {
     loop {
         match blkdev::number(&path) {
             Ok(_) => return Ok(()),
-            Err(source) if Instant::now() > deadline => {
-                return Err(Error::Open {
-                    device: path,
-                    source,
+            Err(error) if Instant::now() > deadline => {
+                return Err(match error.kind() {
+                    io::ErrorKind::NotFound => Error::NoNode { device: path },
+                    _ => Error::Open {
+                        device: path,
+                        source: error,
+                    },
                 });
             }
             Err(_) => std::thread::sleep(LOOK_PAUSE),

@@ -119,6 +119,10 @@ impl<F: Front, B: Backend> Lane<F, B> {
             moved = true;
             self.front.complete(completion);
         }
+        // Before anything else is received: who asks for more than there was has heard of it from us.
+        if let Some(size_bytes) = self.backend.take_growth() {
+            self.front.grow(size_bytes);
+        }
         moved
     }
 

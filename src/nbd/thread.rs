@@ -39,7 +39,9 @@ impl<T: Send + 'static> LaneThread<T> {
             .build()?;
         let handle = Builder::new().name(name.clone()).spawn(move || {
             if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
-                tracing::debug!("this thread is no I/O flusher: {error}");
+                tracing::debug!(
+                    "this thread is no I/O flusher, for want of CAP_SYS_RESOURCE: {error}"
+                );
             }
             let outcome = runtime.block_on(async move { run().await });
             // Sockets are gone before anybody hears of the end.

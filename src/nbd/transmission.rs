@@ -317,6 +317,11 @@ impl Transmission {
         self.release_bytes(u32::try_from(bytes).expect("a read is limited to PAYLOAD_BYTES_MAX"));
     }
 
+    /// The device has grown: from now on requests up to there are accepted. One that has shrunk keeps its size.
+    pub fn grow(&mut self, size_bytes: u64) {
+        self.limits.size_bytes = self.limits.size_bytes.max(size_bytes);
+    }
+
     /// From now on requests are refused with `ESHUTDOWN`.
     pub fn stop(&mut self) {
         self.stopped = true;

@@ -12,4 +12,5 @@ pub mod blkdev;
 pub mod listener;
 pub mod mount;
 pub mod netlink;
+pub mod process;
 pub mod socket;

@@ -111,11 +111,31 @@ impl Entry {
         }
     }
 
-    /// What sysfs shows as the device's backend, and udev can name it by.
+    /// What sysfs shows as the device's backend, and what udev names it by: `cinder-nbd:ENTRY:VOLUME:NAME`. VOLUME is
+    /// empty for a static target, NAME (which may contain colons) for one that cannot be the name of a file. The same
+    /// as long as the entry lives.
     pub(crate) fn identifier(&self) -> String {
-        format!("cinder-nbd:{}", self.id)
+        let volume_id = self.volume_id.as_deref().filter(|id| is_link_name(id));
+        let name = Some(&*self.volume).filter(|name| is_link_name(name));
+        format!(
+            "cinder-nbd:{}:{}:{}",
+            self.id,
+            volume_id.unwrap_or_default(),
+            name.unwrap_or_default()
+        )
     }
 }
+
+/// Whether udev can make a link of this name as it is: one that it had to change might be another device's.
+fn is_link_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.:=@_".contains(&byte);
+    (1..=LINK_BYTES_MAX).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(is_plain)
+}
+
+/// With all else that is in an identifier, below the 255 bytes that the kernel's driver is given.
+const LINK_BYTES_MAX: usize = 160;
 
 /// The two directories.
 #[derive(Clone, Debug)]
@@ -292,11 +312,34 @@ mod tests {
     }
 
     #[test]
-    fn the_identifier_is_short_and_one_line() {
-        let identifier = Entry::new("v1", None, Step::Exporting).identifier();
-        assert!(
-            identifier.len() < 64 && !identifier.contains('\n'),
-            "{identifier}"
+    fn the_identifier_names_entry_volume_and_name() {
+        let id = Uuid::new_v4().to_string();
+        let entry = Entry::new("data_1", Some(&id), Step::Exporting);
+        assert_eq!(
+            entry.identifier(),
+            format!("cinder-nbd:{}:{id}:data_1", entry.id)
         );
+        let iqn = "iqn.2010-10.org.example:v1-lun-1";
+        let entry = Entry::new(iqn, None, Step::Exporting);
+        assert_eq!(
+            entry.identifier(),
+            format!("cinder-nbd:{}::{iqn}", entry.id)
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_no_link_is_left_out_and_the_rest_fits_the_kernel() {
+        let long = "x".repeat(161);
+        for name in [
+            "", ".", "../etc", "a/b", "a b", "a\nb", "\u{e4}", "$x", &long,
+        ] {
+            let entry = Entry::new(name, None, Step::Exporting);
+            let expected = format!("cinder-nbd:{}::", entry.id);
+            assert_eq!(entry.identifier(), expected, "{name:?}");
+        }
+        let id = Uuid::new_v4().to_string();
+        let longest = Entry::new(&long[1..], Some(&id), Step::Exporting);
+        assert!(longest.identifier().len() <= 255);
+        assert!(longest.identifier().ends_with('x'));
     }
 }

@@ -27,6 +27,13 @@ impl Sysfs {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn at(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
+    }
+
     /// The connected devices that show this identifier.
     ///
     /// # Errors
