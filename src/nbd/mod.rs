@@ -34,5 +34,5 @@ pub mod wire;
 pub use connection::End;
 pub use error::Error;
 pub use export::{ExportOptions, OpenError, serve_export};
-pub use kernel::KernelDevice;
+pub use kernel::{DeviceParams, Keeper, Keepsake, KernelDevice, LaneRemains};
 pub use reclaim::prepare_process;

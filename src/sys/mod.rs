@@ -10,6 +10,7 @@
 
 pub mod blkdev;
 pub mod listener;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod process;
