@@ -273,6 +273,41 @@ async fn without_a_replacement_timeout_everything_fails_at_once_after_a_loss() {
     lun.close().await;
 }
 
+/// Told under the standing session, and by the gate of the next one: both ways the unit is used up to its new end.
+#[tokio::test]
+async fn a_unit_that_grows_is_used_up_to_its_new_end_without_another_attach() {
+    // Zeroes to read; a disk in memory cannot grow.
+    let target = target(Disk::null(8 * MIB)).await;
+    let mut lun = open(&target.portal()).await;
+    assert_eq!(lun.take_growth(), None);
+    let behind = read(&mut lun, 8 * MIB, 512).await;
+    assert_eq!(behind, Err(ErrorKind::OutOfRange));
+
+    target.resize(IQN, 1, 12 * MIB);
+    // The next command is told, and the unit is examined.
+    let mut grown = None;
+    for _ in 0..100 {
+        read(&mut lun, 0, 512).await.unwrap();
+        grown = lun.take_growth();
+        if grown.is_some() {
+            break;
+        }
+    }
+    assert_eq!(grown, Some(12 * MIB));
+    assert_eq!(lun.geometry().size_bytes, 12 * MIB);
+    assert_eq!(lun.take_growth(), None, "it is told once");
+    read(&mut lun, 12 * MIB - 512, 512).await.unwrap();
+    let behind = read(&mut lun, 12 * MIB, 512).await;
+    assert_eq!(behind, Err(ErrorKind::OutOfRange));
+
+    // What another lane has seen; and less than that is nothing.
+    lun.handle_growth(16 * MIB);
+    lun.handle_growth(8 * MIB);
+    assert_eq!(lun.geometry().size_bytes, 16 * MIB);
+    assert_eq!(lun.take_growth(), None);
+    lun.close().await;
+}
+
 #[tokio::test]
 async fn passing_faults_do_not_reach_the_front() {
     let target = target(Disk::memory(8 * MIB)).await;

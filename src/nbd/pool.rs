@@ -27,6 +27,18 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// Takes and touches buffers before they are needed: so many of a length. Memory may be short later, and then a
+    /// write may be what frees some.
+    pub(super) fn reserve(&mut self, length: usize, count: usize) {
+        let buffers: Vec<_> = (0..count).map(|_| self.take(length)).collect();
+        for mut buffer in buffers {
+            // The allocator's zeroes are pages that are not there yet.
+            buffer.fill(0xff);
+            buffer.fill(0);
+            self.put(buffer);
+        }
+    }
+
     /// A buffer of this length.
     pub(super) fn take(&mut self, length: usize) -> BytesMut {
         let wanted = length.next_power_of_two().max(CLASS_BYTES_MIN);
@@ -73,6 +85,16 @@ mod tests {
         let again = pool.take(8000);
         assert_eq!((again.len(), again.as_ptr()), (8000, place));
         assert!(again.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_is_reserved_is_there_and_counts_as_idle() {
+        let mut pool = Pool::default();
+        pool.reserve(1 << 20, 2);
+        pool.reserve(4096, 3);
+        assert_eq!(pool.kept_bytes, (2 << 20) + 3 * 4096);
+        drop((pool.take(1 << 20), pool.take(1 << 20), pool.take(4096)));
+        assert_eq!(pool.kept_bytes, 2 * 4096);
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Lanes {
                     }
                     Err(_) => return backend.close().await,
                 };
-                let connection = Connection::new(stream, &[], backend.geometry());
+                let connection = Connection::new(stream, &[], backend.geometry()).reserved();
                 let end = lane::serve(connection, backend, &leave).await;
                 tracing::debug!("lane {number}: {end}");
             });

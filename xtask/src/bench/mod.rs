@@ -6,7 +6,7 @@
 mod fio;
 mod peer;
 mod table;
-mod target;
+pub(crate) mod target;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

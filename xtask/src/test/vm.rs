@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::Summary;
+use crate::bench::target::{IQN, Tgtd};
+use crate::host;
 use crate::house::{self, Built};
 use crate::ui::Stage;
 use crate::vm::{Image, Job};
@@ -13,6 +15,14 @@ use crate::vm::{Image, Job};
 const BOOT_LIMIT: Duration = Duration::from_mins(1);
 /// The device tests make file systems and write through them, under emulation.
 const KERNEL_LIMIT: Duration = Duration::from_mins(15);
+/// Queue settings, growth and udev: a dozen attaches, under emulation.
+const DEVICE_LIMIT: Duration = Duration::from_mins(10);
+/// Some GiB through a device whose every byte crosses the emulated network card.
+const RECLAIM_LIMIT: Duration = Duration::from_mins(15);
+/// A guest that is short of memory: a kernel without its caches takes a third of it.
+const RECLAIM_MEMORY_MIB: u32 = 384;
+/// Room for what is written there.
+const RECLAIM_BYTES: u64 = 4 << 30;
 /// The initiator against the guest kernel's own target; restarts of it under load take the most of it.
 const LIO_LIMIT: Duration = Duration::from_mins(10);
 /// A Docker engine needs 12 s to answer there, a container 5 s; a busy host several times that.
@@ -47,6 +57,8 @@ pub(super) async fn vm(summary: &mut Summary) {
     stage.quietly();
     boot(summary, &ground).await;
     kernel(summary, &ground).await;
+    device(summary, &ground).await;
+    reclaim(summary, &ground).await;
     lio(summary, &ground).await;
     let job = ground.volume();
     let job = job.and_then(|job| Ok(job.program("demo", &ground.built.program("demo")?)));
@@ -82,6 +94,49 @@ async fn kernel(summary: &mut Summary, ground: &Ground) {
     };
     match ended.await {
         Ok(outcome) => summary.take_tests(stage, &outcome.output, outcome.status == 0),
+        Err(error) => summary.take(stage, Err(error)),
+    }
+}
+
+/// What surrounds the kernel's device, udev's links among it.
+async fn device(summary: &mut Summary, ground: &Ground) {
+    let stage = Stage::begin("VM: the device's surroundings");
+    let ended = async {
+        let job = Job::of_file("device", DEVICE_LIMIT)?
+            .program("nbd_kernel_queue", &ground.built.test("nbd_kernel_queue")?)
+            .file(
+                "60-cinder-nbd.rules",
+                &house::path("packaging/60-cinder-nbd.rules"),
+            )
+            .keep(house::bed_dir().await?.join("log/vm-device"));
+        job.run(&ground.image, |line| stage.note(line)).await
+    };
+    match ended.await {
+        Ok(outcome) => summary.take_tests(stage, &outcome.output, outcome.status == 0),
+        Err(error) => summary.take(stage, Err(error)),
+    }
+}
+
+/// A filesystem on our device in a small guest, under memory pressure; the target is on the host.
+async fn reclaim(summary: &mut Summary, ground: &Ground) {
+    let stage = Stage::begin("VM: short of memory");
+    let ended = async {
+        host::install(&[host::BENCH]).await?;
+        let dir = tempfile::tempdir_in(house::bed_dir().await?)?;
+        let target = Tgtd::start_on_file(dir.path(), RECLAIM_BYTES).await?;
+        let environment = dir.path().join("target.env");
+        let portal = target.portal_for_guests();
+        std::fs::write(&environment, format!("PORTAL={portal}\nTARGET={IQN}\n"))?;
+        let job = Job::of_file("reclaim", RECLAIM_LIMIT)?
+            .program("cinder-nbd", &ground.built.program("cinder-nbd")?)
+            .file("target.env", &environment)
+            .network()
+            .memory(RECLAIM_MEMORY_MIB)
+            .keep(house::bed_dir().await?.join("log/vm-reclaim"));
+        job.run(&ground.image, |line| stage.note(line)).await
+    };
+    match ended.await {
+        Ok(outcome) => summary.take_script(stage, &outcome.output, outcome.status),
         Err(error) => summary.take(stage, Err(error)),
     }
 }

@@ -78,6 +78,12 @@ impl Job {
         self
     }
 
+    /// Another amount of memory than three GiB. The job's files lie in it too.
+    pub(crate) fn memory(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
     /// Keeps what the script left in `$OUT`, and the guest's kernel log.
     pub(crate) fn keep(mut self, dir: PathBuf) -> Self {
         self.keep = Some(dir);
