@@ -12,6 +12,7 @@ pub mod blkdev;
 pub mod holder;
 pub mod inherited;
 pub mod listener;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod notify;
