@@ -47,9 +47,11 @@ fn what_the_document_names_is_there() {
 fn is_test(source: &str, name: &str) -> bool {
     source.match_indices(&format!("fn {name}(")).any(|(at, _)| {
         let before: Vec<_> = source[..at].lines().rev().take(4).collect();
-        before
-            .iter()
-            .any(|line| ["#[test]", "#[tokio::test"].iter().any(|mark| line.trim().starts_with(mark)))
+        before.iter().any(|line| {
+            ["#[test]", "#[tokio::test"]
+                .iter()
+                .any(|mark| line.trim().starts_with(mark))
+        })
     })
 }
 
