@@ -53,6 +53,9 @@ fn unsafe_code_stands_in_sys_alone() {
         .into_iter()
         .flat_map(sources);
     let complaints = complaints.filter(|file| !file.starts_with(repository().join("src/sys")));
+    // An allocator that counts is an `unsafe impl`, whoever writes it.
+    let counting = repository().join("tests/allocation.rs");
+    let complaints = complaints.filter(|file| *file != counting);
     let complaints = complaints.filter_map(|file| {
         let line = unsafe_line(&blanked(&read(&file)))?;
         Some(format!(

@@ -372,16 +372,16 @@ fn wait_for_node(index: u32) -> Result<(), Error> {
     loop {
         match blkdev::number(&path) {
             Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(match error.kind() {
-                    io::ErrorKind::NotFound => Error::NoNode { device: path },
-                    _ => Error::Open {
-                        device: path,
-                        source: error,
-                    },
+            Err(_) if Instant::now() <= deadline => std::thread::sleep(LOOK_PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::NoNode { device: path });
+            }
+            Err(source) => {
+                return Err(Error::Open {
+                    device: path,
+                    source,
                 });
             }
-            Err(_) => std::thread::sleep(LOOK_PAUSE),
         }
     }
 }

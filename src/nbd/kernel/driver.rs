@@ -14,6 +14,9 @@ use crate::sys::netlink::{self, NbdFamily};
 
 use super::refusal;
 
+/// A module without partitions is told of once.
+static TOLD: Once = Once::new();
+
 /// Is there a kernel to speak to? Tries to load the module. Blocks for as long as that takes.
 pub(super) fn probe() -> Result<(), Error> {
     let family = match NbdFamily::open() {
@@ -31,7 +34,6 @@ pub(super) fn probe() -> Result<(), Error> {
     if !netlink::is_permitted() {
         return Err(Error::NotPermitted);
     }
-    static TOLD: Once = Once::new();
     if parameter("max_part").is_some_and(|parts| parts == 0) {
         TOLD.call_once(|| {
             tracing::warn!(
