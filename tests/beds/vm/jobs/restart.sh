@@ -14,7 +14,7 @@ trap 'eval "$ends"' EXIT
 # --- a target with CHAP and two LUNs: one for fio, one for a filesystem
 lio_up || fail "the guest's kernel has no LIO"
 lio_lun restart 0 64 && lio_lun restart 1 128 && lio_open restart me a-long-secret-of-the-bed || fail "LIO refuses the target"
-printf %s a-long-secret-of-the-bed >/tmp/chap
+(umask 077; printf %s a-long-secret-of-the-bed >/tmp/chap)
 
 # --- the daemon beneath its supervisor
 cat >/tmp/bed.toml <<TOML
