@@ -247,7 +247,10 @@ impl Journal {
     /// So many bytes of the input are dealt with: what their slots say now counts.
     pub(super) fn consume(&mut self, bytes: usize) {
         self.parsed += wide(bytes);
-        debug_assert!(self.parsed <= self.received, "no more is used than there was");
+        debug_assert!(
+            self.parsed <= self.received,
+            "no more is used than there was"
+        );
         self.words.set(head::PARSED, self.parsed);
     }
 
@@ -269,7 +272,9 @@ impl Journal {
         R: FnOnce(&mut [io::IoSliceMut<'_>; 2]) -> io::Result<usize>,
     {
         self.now_s = now_s();
-        let missing = payload.as_ref().map_or(0, |(block, filled)| block.len() - filled);
+        let missing = payload
+            .as_ref()
+            .map_or(0, |(block, filled)| block.len() - filled);
         // With a payload due all of the input is parsed: what follows the payload begins it anew.
         if missing > 0 {
             self.set_origin(self.parsed + wide(missing));
@@ -278,11 +283,18 @@ impl Journal {
         }
         let end = self.index(self.received.max(self.origin));
         let begin = self.index(self.parsed.max(self.origin));
-        let limit = if drain { INPUT_AREA_BYTES } else { (begin + INPUT_BYTES).min(INPUT_AREA_BYTES) };
+        let limit = if drain {
+            INPUT_AREA_BYTES
+        } else {
+            (begin + INPUT_BYTES).min(INPUT_AREA_BYTES)
+        };
         let room = limit.saturating_sub(end);
         let bytes = read_length(available, missing, room);
         if bytes == 0 {
-            return Ok(Received { payload: 0, input: 0 });
+            return Ok(Received {
+                payload: 0,
+                input: 0,
+            });
         }
         let (to_payload, to_input) = (bytes.min(missing), bytes.saturating_sub(missing));
 
@@ -291,12 +303,20 @@ impl Journal {
         let input = &mut self.input.bytes_mut()[end..end + to_input];
         let (place, part) = match payload {
             Some((block, filled)) => {
-                let place = if to_input > 0 { end } else { block.offset() + filled };
+                let place = if to_input > 0 {
+                    end
+                } else {
+                    block.offset() + filled
+                };
                 (place, &mut block.bytes_mut()[filled..filled + to_payload])
             }
             None => (end, &mut [][..]),
         };
-        let last = if to_input > 0 { &mut *input } else { &mut *part };
+        let last = if to_input > 0 {
+            &mut *input
+        } else {
+            &mut *part
+        };
         let marked = last.len().min(nonce.len());
         let mark = last.len() - marked;
         last[mark..].copy_from_slice(&nonce[..marked]);
@@ -512,7 +532,10 @@ impl Journal {
         }
         let page = place / 4096 * 4096;
         let block = self.arena.take_at(page, end - page)?;
-        let bytes = block.bytes().get(place - page..end - page).map(<[u8]>::to_vec);
+        let bytes = block
+            .bytes()
+            .get(place - page..end - page)
+            .map(<[u8]>::to_vec);
         self.arena.put(block);
         bytes
     }
@@ -642,7 +665,11 @@ fn read_length(available: usize, missing: usize, room: usize) -> usize {
         bytes = missing;
     }
     let rest = available - bytes;
-    if rest > 0 && rest < NONCE_BYTES && bytes >= 3 * NONCE_BYTES && bytes > missing + 2 * NONCE_BYTES {
+    if rest > 0
+        && rest < NONCE_BYTES
+        && bytes >= 3 * NONCE_BYTES
+        && bytes > missing + 2 * NONCE_BYTES
+    {
         bytes -= NONCE_BYTES;
     }
     bytes
@@ -660,7 +687,10 @@ fn whole_requests(mut bytes: &[u8]) -> usize {
         } else {
             0
         };
-        let Some(rest) = usize::try_from(payload).ok().and_then(|payload| rest.get(payload..)) else {
+        let Some(rest) = usize::try_from(payload)
+            .ok()
+            .and_then(|payload| rest.get(payload..))
+        else {
             break;
         };
         bytes = rest;

@@ -260,6 +260,10 @@ impl Link {
                         due.filled += got.payload;
                     }
                     let got = got.map(|got| got.payload + got.input);
+                    // The input is full of what is still to be parsed.
+                    if got.as_ref().is_ok_and(|got| *got == 0) {
+                        return false;
+                    }
                     if got.as_ref().is_ok_and(|got| *got == there) {
                         // The socket is empty: tokio is told, so that it waits for the next event.
                         let _: io::Result<()> = stream
@@ -406,13 +410,7 @@ impl Link {
     }
 
     /// A request is whole and goes to the backend.
-    fn begin(
-        &mut self,
-        accepted: Accepted,
-        slot: usize,
-        request: &Request,
-        block: Option<Block>,
-    ) {
+    fn begin(&mut self, accepted: Accepted, slot: usize, request: &Request, block: Option<Block>) {
         self.under_way[accepted.token] = Some(UnderWay {
             slot,
             cookie: request.cookie,
@@ -427,9 +425,7 @@ impl Link {
     /// A command gets its buffer and waits for the backend.
     fn enqueue(&mut self, Accepted { token, command }: Accepted) {
         let (offset, operation) = match command {
-            Command::Read { offset, len } => {
-                (offset, Operation::Read(self.pool.take(narrow(len))))
-            }
+            Command::Read { offset, len } => (offset, Operation::Read(self.pool.take(narrow(len)))),
             Command::Write { offset, fua, .. } => {
                 let under_way = self.under_way[token].as_ref();
                 let block = under_way.and_then(|under_way| under_way.block.as_ref());
@@ -673,7 +669,8 @@ impl Link {
         if !is_believed {
             self.journal.drop_input();
         }
-        self.journal.end_link(receiving.as_ref().map(|due| due.slot));
+        self.journal
+            .end_link(receiving.as_ref().map(|due| due.slot));
         if let Some(due) = receiving {
             self.journal.put_payload(due.block);
         }

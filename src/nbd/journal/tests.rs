@@ -51,7 +51,9 @@ fn bytes_that_were_read_are_there_and_those_of_a_read_that_did_not_happen_are_no
         for length in [28, 29, 5000, INPUT_BYTES - 28] {
             let mut journal = Journal::create().unwrap();
             receive(&mut journal, &request(command::FLUSH, 0, 1).emit());
-            let bytes: Vec<_> = (0..length).map(|index| u8::try_from(index % 256).unwrap()).collect();
+            let bytes: Vec<_> = (0..length)
+                .map(|index| u8::try_from(index % 256).unwrap())
+                .collect();
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 journal.receive(None, bytes.len(), false, |parts| {
                     if is_read {
@@ -85,8 +87,13 @@ fn a_request_counts_once_its_header_is_used_up() {
     journal.consume(28);
     let (journal, left) = die(journal);
     assert!(journal.unparsed().is_empty());
-    let [left] = &left[..] else { panic!("{left:?}") };
-    assert_eq!((left.slot, left.request, left.progress), (slot, asked, Progress::Taken));
+    let [left] = &left[..] else {
+        panic!("{left:?}")
+    };
+    assert_eq!(
+        (left.slot, left.request, left.progress),
+        (slot, asked, Progress::Taken)
+    );
     assert!(now_s() - left.since_s < 60);
 }
 
@@ -103,8 +110,16 @@ fn a_payload_is_gone_on_with_where_it_ended() {
     journal.consume(1028);
 
     // Wholly noted.
-    let got = journal.receive(Some((&mut block, 1000)), 4000, false, |parts| Ok(fill(parts, &bytes[1028..5028])));
-    assert_eq!(got.unwrap(), Received { payload: 4000, input: 0 });
+    let got = journal.receive(Some((&mut block, 1000)), 4000, false, |parts| {
+        Ok(fill(parts, &bytes[1028..5028]))
+    });
+    assert_eq!(
+        got.unwrap(),
+        Received {
+            payload: 4000,
+            input: 0
+        }
+    );
     drop(block);
     let (mut journal, mut left) = die(journal);
     assert_eq!(left[0].progress, Progress::Receiving { filled: 5000 });
@@ -152,7 +167,12 @@ fn outcomes_and_the_order_of_answers_are_kept_and_what_is_answered_is_gone() {
     };
     assert_eq!(
         progress,
-        [Progress::Taken, Progress::Done { errno: 28 }, sending(0, 2), sending(5, 1)]
+        [
+            Progress::Taken,
+            Progress::Done { errno: 28 },
+            sending(0, 2),
+            sending(5, 1)
+        ]
     );
     // What is sent from now on is later than all that.
     journal.sending(slots[0], 0);
@@ -173,15 +193,27 @@ fn outcomes_and_the_order_of_answers_are_kept_and_what_is_answered_is_gone() {
 
 #[test]
 fn what_is_not_whole_when_a_link_ends_is_forgotten_and_the_next_link_goes_on_behind_what_is() {
-    let whole = [&write_of(512, 1)[..], &request(command::READ, 512, 2).emit()].concat();
-    for torn in [&[][..], &write_of(512, 3)[..10], &write_of(512, 3)[..28], &write_of(512, 3)[..500]] {
+    let whole = [
+        &write_of(512, 1)[..],
+        &request(command::READ, 512, 2).emit(),
+    ]
+    .concat();
+    for torn in [
+        &[][..],
+        &write_of(512, 3)[..10],
+        &write_of(512, 3)[..28],
+        &write_of(512, 3)[..500],
+    ] {
         let mut journal = Journal::create().unwrap();
         receive(&mut journal, &[&whole, torn].concat());
         journal.end_link(None);
         assert_eq!(journal.unparsed(), whole);
         let (mut journal, _) = die(journal);
         receive(&mut journal, &write_of(1024, 4));
-        assert_eq!(journal.unparsed(), [&whole[..], &write_of(1024, 4)].concat());
+        assert_eq!(
+            journal.unparsed(),
+            [&whole[..], &write_of(1024, 4)].concat()
+        );
     }
     // In the middle of a payload.
     let bytes = write_of(2048, 5);
@@ -254,7 +286,18 @@ fn a_journal_that_contradicts_itself_is_refused_or_harmless() {
         journal.consume(1500);
         for _ in 0..=random() % 3 {
             let word = usize::try_from(random() % 32).unwrap();
-            let values = [0, 1, 2, 3, 0xff, u64::MAX, 1 << 63, 4096, random(), random() % 70_000];
+            let values = [
+                0,
+                1,
+                2,
+                3,
+                0xff,
+                u64::MAX,
+                1 << 63,
+                4096,
+                random(),
+                random() % 70_000,
+            ];
             let value = values[usize::try_from(random() % 10).unwrap()];
             journal.words.set(word, value);
         }
@@ -270,7 +313,10 @@ fn a_journal_that_contradicts_itself_is_refused_or_harmless() {
         journal.consume(used);
         for left in left {
             if let Some(block) = left.payload {
-                assert_eq!(block.bytes().len(), usize::try_from(left.request.length).unwrap());
+                assert_eq!(
+                    block.bytes().len(),
+                    usize::try_from(left.request.length).unwrap()
+                );
                 journal.put_payload(block);
             }
             journal.end(left.slot);

@@ -154,7 +154,10 @@ impl Link {
         let Some(&doubt) = replay.order.front() else {
             return;
         };
-        let ready = replay.ready.iter().position(|outgoing| outgoing.slot == doubt.slot);
+        let ready = replay
+            .ready
+            .iter()
+            .position(|outgoing| outgoing.slot == doubt.slot);
         if let Some(index) = ready {
             replay.order.pop_front();
             replay.sending = Some(doubt);

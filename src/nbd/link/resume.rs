@@ -47,8 +47,11 @@ impl Link {
         doubtful.sort_unstable_by(|one, other| other.cmp(one));
         let is_torn = !doubtful.is_empty();
         let order = doubtful.into_iter();
-        link.replay
-            .expect(order.map(|(_, slot, again)| Doubt { slot, again }).collect());
+        link.replay.expect(
+            order
+                .map(|(_, slot, again)| Doubt { slot, again })
+                .collect(),
+        );
         let now = now_s();
         let count = left.len();
         link.skipping = true;
@@ -61,7 +64,11 @@ impl Link {
             .is_some_and(|socket| !socket::has_hung_up(socket).unwrap_or(true));
         tracing::info!(
             "a link goes on with {count} requests of its predecessor, on {} socket",
-            if is_alive && !is_torn { "the same" } else { "a new" }
+            if is_alive && !is_torn {
+                "the same"
+            } else {
+                "a new"
+            }
         );
         match socket {
             Some(socket) if is_alive && !is_torn => match UnixStream::from_std(socket) {

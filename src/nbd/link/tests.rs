@@ -69,7 +69,9 @@ fn whatever_befalls_the_server_every_request_is_answered_once_and_truly() {
                 let pid = rustix::process::Pid::from_child(&server);
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
                 let ended = driver.run_until_exit(&mut server);
-                assert!(ended.success(), "{ended}");
+                // It may not even have begun to listen.
+                let is_killed = std::os::unix::process::ExitStatusExt::signal(&ended).is_some();
+                assert!(ended.success() || is_killed, "{ended}");
                 server = driver.start();
             }
             _ => {
@@ -81,7 +83,8 @@ fn whatever_befalls_the_server_every_request_is_answered_once_and_truly() {
                 server = driver.start();
                 // Sometimes the successor dies before it has done anything, or a little later.
                 if driver.random.below(4) == 0 {
-                    let moment = Instant::now() + Duration::from_micros(driver.random.below(30_000));
+                    let moment =
+                        Instant::now() + Duration::from_micros(driver.random.below(30_000));
                     driver.run(|_| Instant::now() >= moment);
                     server.kill().unwrap();
                     server.wait().unwrap();
@@ -209,13 +212,20 @@ impl Driver {
         let (ours, childs) =
             rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "nbd::link::tests::child_that_serves", "--nocapture"])
+            .args([
+                "--exact",
+                "nbd::link::tests::child_that_serves",
+                "--nocapture",
+            ])
             .env(CHILD, "1")
             .stdin(Stdio::from(childs))
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let word = [u8::from(self.socket.is_some()), u8::from(self.journal.is_some())];
+        let word = [
+            u8::from(self.socket.is_some()),
+            u8::from(self.journal.is_some()),
+        ];
         let mut descriptors = vec![self.medium.as_fd()];
         descriptors.extend(self.socket.iter().map(AsFd::as_fd));
         descriptors.extend(self.journal.iter().map(AsFd::as_fd));
@@ -230,10 +240,13 @@ impl Driver {
             self.turn();
             assert!(
                 Instant::now() < deadline,
-                "stuck: {} in flight, {} to be sent, link {}",
+                "stuck: {} in flight, {} to be sent, link {}, links {}, refused {}: {}",
                 self.in_flight.len(),
                 self.outgoing.len(),
-                self.link.is_some()
+                self.link.is_some(),
+                self.links,
+                self.refused,
+                self.left()
             );
         }
     }
@@ -249,6 +262,31 @@ impl Driver {
         }
     }
 
+    /// What the journal says, for those who look for a bug.
+    fn left(&self) -> String {
+        let Some(journal) = self
+            .journal
+            .as_ref()
+            .and_then(|found| found.try_clone().ok())
+        else {
+            return "no journal".to_owned();
+        };
+        let known: Vec<_> = self.in_flight.keys().collect();
+        match Journal::open(journal) {
+            Ok((journal, left)) => {
+                let left: Vec<_> = left
+                    .iter()
+                    .map(|left| (left.request.cookie, left.progress))
+                    .collect();
+                format!(
+                    "{} unparsed, {left:?}, waited for {known:?}",
+                    journal.unparsed().len()
+                )
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+
     /// Everything is answered, and the medium is what the answers said.
     fn settle(&mut self) {
         self.paused = true;
@@ -257,7 +295,10 @@ impl Driver {
         let mut found = vec![0; BLOCKS * BLOCK];
         self.medium.read_exact_at(&mut found, 0).unwrap();
         for (block, found) in found.chunks(BLOCK).enumerate() {
-            assert!(found == stamp(block, self.truth[block]), "block {block} is not what was answered");
+            assert!(
+                found == stamp(block, self.truth[block]),
+                "block {block} is not what was answered"
+            );
         }
     }
 
@@ -332,7 +373,11 @@ impl Driver {
             flags: 0,
             command: asked.command,
             cookie: self.cookie,
-            offset: if is_flush { 0 } else { u64::try_from(asked.first * BLOCK).unwrap() },
+            offset: if is_flush {
+                0
+            } else {
+                u64::try_from(asked.first * BLOCK).unwrap()
+            },
             length: u32::try_from(asked.blocks * BLOCK).unwrap(),
         };
         let mut bytes = request.emit().to_vec();
@@ -347,7 +392,11 @@ impl Driver {
     fn send(&mut self) {
         while let (Some(link), Some((_, _, bytes))) = (&mut self.link, self.outgoing.front()) {
             // As the driver does: the header, then the payload page by page; a socket takes any part of it.
-            let end = if self.sent < 28 { 28 } else { bytes.len().min(self.sent + 4096) };
+            let end = if self.sent < 28 {
+                28
+            } else {
+                bytes.len().min(self.sent + 4096)
+            };
             match link.write(&bytes[self.sent..end]) {
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -472,13 +521,22 @@ fn stamp(block: usize, write: u64) -> [u8; BLOCK] {
     bytes
 }
 
-fn tell(socket: &OwnedFd, word: &[u8], descriptors: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+fn tell(
+    socket: &OwnedFd,
+    word: &[u8],
+    descriptors: &[std::os::fd::BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(word)], &mut control, SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(word)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -643,7 +701,9 @@ impl Backend for FileBackend {
         let mut answer = BytesMut::new();
         match request.operation {
             Operation::Read(mut buffer) => {
-                self.medium.read_exact_at(&mut buffer, request.offset).unwrap();
+                self.medium
+                    .read_exact_at(&mut buffer, request.offset)
+                    .unwrap();
                 answer = buffer;
             }
             Operation::Write { data, .. } => {
