@@ -70,6 +70,8 @@ mod head {
     pub(super) const NONCE_BYTES: usize = 9;
     /// Not zero: the link's socket was shut down by us, and another one has not taken its place.
     pub(super) const ENDING: usize = 10;
+    /// When the last bytes were received.
+    pub(super) const RECEIVED_S: usize = 11;
     pub(super) const WORDS: usize = 16;
 }
 
@@ -272,6 +274,7 @@ impl Journal {
         R: FnOnce(&mut [io::IoSliceMut<'_>; 2]) -> io::Result<usize>,
     {
         self.now_s = now_s();
+        self.words.set(head::RECEIVED_S, self.now_s);
         let missing = payload
             .as_ref()
             .map_or(0, |(block, filled)| block.len() - filled);
@@ -451,6 +454,11 @@ impl Journal {
     /// We shut the link's socket down, or: another one has taken its place.
     pub(super) fn set_ending(&mut self, is_ending: bool) {
         self.words.set(head::ENDING, u64::from(is_ending));
+    }
+
+    /// When a predecessor received bytes last, see [`now_s`].
+    pub(super) fn predecessor_received_s(&self) -> u64 {
+        self.words.get(head::RECEIVED_S)
     }
 
     /// Whether a socket that has hung up did so because of us.

@@ -15,7 +15,7 @@
 //! refusal says nothing of those below it.
 //!
 //! What the driver has read is done with, whether it was taken or refused. If the link ends, then because of the one that
-//! was read last: behind a refused answer nothing is read. (If it ended for another reason, some requests may be taken
+//! was read last: behind a refused answer nothing is read, nor are its own data. (If it ended for another reason, some requests may be taken
 //! for answered that are not: the kernel's timer brings them back.)
 
 use std::collections::VecDeque;
@@ -53,8 +53,8 @@ pub(super) struct Replay {
     sending: Option<Doubt>,
     /// It has left.
     asked: Option<(Doubt, Outgoing)>,
-    /// It was read, and is the last of this link that was.
-    read: Option<Doubt>,
+    /// It was read wholly, and is the last of this link that was; whether it had data.
+    read: Option<(Doubt, bool)>,
     /// Sure answers that left behind doubtful ones.
     kept: VecDeque<Outgoing>,
     look: Option<Pin<Box<Sleep>>>,
@@ -177,7 +177,8 @@ impl Link {
         };
         if socket::is_all_read(stream).unwrap_or(false) {
             if let Some((doubt, outgoing)) = replay.asked.take() {
-                (replay.read, replay.looks) = (Some(doubt), 0);
+                let had_data = !outgoing.data.is_empty();
+                (replay.read, replay.looks) = (Some((doubt, had_data)), 0);
                 self.recycle(outgoing);
                 self.next_doubtful();
                 return true;
@@ -209,7 +210,12 @@ impl Link {
         if let Some(doubt) = self.replay.sending.take()
             && let Some(outgoing) = self.replies.pop_front()
         {
-            self.replay.put_back(doubt, outgoing);
+            if self.sent > 0 && !outgoing.data.is_empty() {
+                // Its header may have been refused while its data were on their way.
+                self.replay.asked = Some((doubt, outgoing));
+            } else {
+                self.replay.put_back(doubt, outgoing);
+            }
         }
         self.sent = 0;
     }
@@ -218,12 +224,18 @@ impl Link {
     pub(super) fn judge_probation(&mut self, is_all_read: bool) {
         let replay = &mut self.replay;
         (replay.looks, replay.look) = (0, None);
-        let mut refused = replay.read.take();
+        let read = replay.read.take();
+        // Of a refused answer the driver reads the header only: one whose data were read was taken.
+        let mut refused = read
+            .filter(|(_, had_data)| !had_data)
+            .map(|(doubt, _)| doubt);
         if let Some((doubt, outgoing)) = replay.asked.take() {
-            if is_all_read {
+            let is_itself = is_all_read || (!outgoing.data.is_empty() && refused.is_none());
+            if is_itself {
                 refused = Some(doubt);
                 self.recycle(outgoing);
             } else {
+                // Either it was refused, or the one before it.
                 replay.put_back(doubt, outgoing);
             }
         }

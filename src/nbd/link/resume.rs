@@ -54,6 +54,9 @@ impl Link {
         );
         let now = now_s();
         let count = left.len();
+        let has_old = left
+            .iter()
+            .any(|left| now.saturating_sub(left.since_s) > ADOPTION_S);
         link.skipping = true;
         for left in left {
             link.take_up(left, now);
@@ -84,7 +87,10 @@ impl Link {
             },
             Some(socket) => {
                 // From a link that the kernel's timer ended there may be requests that it has sent anew.
-                let is_believed = is_alive || link.journal.is_ending();
+                // But not if the predecessor was still at work a while ago, or ended the link itself.
+                let silent_s = now.saturating_sub(link.journal.predecessor_received_s());
+                let is_believed =
+                    is_alive || link.journal.is_ending() || (silent_s <= ADOPTION_S && !has_old);
                 link.take_in(&socket, is_believed);
                 drop(socket);
                 link.relink_first();

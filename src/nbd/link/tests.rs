@@ -147,6 +147,8 @@ struct Driver {
     /// Bytes of the first one that are sent.
     sent: usize,
     received: Vec<u8>,
+    received_bytes_wanted: usize,
+    dead: Option<StdStream>,
     cookie: u64,
     write: u64,
     /// By block: the write that was answered last, and whether something is under way.
@@ -189,6 +191,8 @@ impl Driver {
             outgoing: VecDeque::new(),
             sent: 0,
             received: Vec::new(),
+            received_bytes_wanted: 16,
+            dead: None,
             cookie: 0,
             write: 0,
             truth: vec![0; BLOCKS],
@@ -412,10 +416,13 @@ impl Driver {
         }
     }
 
+    /// As the driver does: a header, then its data, and nothing behind an answer that it refuses.
     fn receive(&mut self) {
         let mut piece = vec![0; 256 << 10];
         while let Some(link) = &mut self.link {
-            match link.read(&mut piece) {
+            let wanted = self.received_bytes_wanted;
+            let missing = (wanted - self.received.len()).min(piece.len());
+            match link.read(&mut piece[..missing]) {
                 Ok(0) => self.bury(),
                 Ok(count) => {
                     self.received.extend_from_slice(&piece[..count]);
@@ -437,14 +444,15 @@ impl Driver {
             let cookie = u64::from_be_bytes(header[8..].try_into().unwrap());
             let Some(asked) = self.in_flight.get(&cookie) else {
                 self.refused += 1;
-                link_dies(&self.link);
                 return self.bury();
             };
             let is_read = asked.command == command::READ;
             let length = 16 + if is_read { asked.blocks * BLOCK } else { 0 };
+            self.received_bytes_wanted = length;
             if self.received.len() < length {
                 return;
             }
+            self.received_bytes_wanted = 16;
             let asked = self.in_flight.remove(&cookie).unwrap();
             let range = asked.first..asked.first + asked.blocks;
             if is_read {
@@ -464,9 +472,12 @@ impl Driver {
 
     /// The slot's socket is dead: what was not sent wholly is sent anew, under another cookie.
     fn bury(&mut self) {
-        self.link = None;
+        // Its bytes stay unread until another socket takes its place.
+        self.dead = self.link.take();
+        link_dies(&self.dead);
         self.sent = 0;
         self.received.clear();
+        self.received_bytes_wanted = 16;
         for (_, asked, _) in std::mem::take(&mut self.outgoing) {
             self.queue(asked);
         }
@@ -492,6 +503,7 @@ impl Driver {
                     self.links += 1;
                     (self.is_proved, self.asked_before) = (false, self.cookie);
                     self.link = Some(kernels);
+                    self.dead = None;
                 } else {
                     drop(kernels);
                 }
