@@ -49,7 +49,7 @@ fn whatever_befalls_the_server_every_request_is_answered_once_and_truly() {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
         u64::from(now.subsec_nanos()) | 1
     });
-    let rounds = number(ROUNDS).unwrap_or(200);
+    let rounds = number(ROUNDS).unwrap_or(100);
     eprintln!("{SEED}={seed} {ROUNDS}={rounds}");
     let mut driver = Driver::new(seed);
     let mut server = driver.start();
