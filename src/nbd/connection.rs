@@ -44,10 +44,6 @@ const INPUT_BYTES: usize = 64 << 10;
 const REPLIES_MAX: usize = 2 * REQUESTS_MAX;
 /// Parts of one `sendmsg`: two for each request that can be under way.
 const SLICES_MAX: usize = 2 * REQUESTS_MAX;
-/// The kernel's requests are not larger (`kernel::queue`).
-const RESERVED_BYTES: usize = 1 << 20;
-/// What most small requests fit into.
-const PAGE_BYTES: usize = 4096;
 /// How long a client that leaves, or that we leave, may take to fetch its last replies; chosen freely.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -170,14 +166,6 @@ impl<S: Stream> Front for Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    /// With buffers taken and touched, so that it can work when memory is short: two of the kernel's largest requests,
-    /// and a page for every request that can be under way.
-    pub(super) fn reserved(mut self) -> Self {
-        self.pool.reserve(RESERVED_BYTES, 2);
-        self.pool.reserve(PAGE_BYTES, REQUESTS_MAX);
-        self
-    }
-
     /// A connection whose handshake is over; `early` is what the client sent after it.
     pub(super) fn new(stream: S, early: &[u8], geometry: &Geometry) -> Self {
         Self {
