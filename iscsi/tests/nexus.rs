@@ -9,7 +9,7 @@ use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
 use iscsi::proto::{Isid, SessionParams};
 use iscsi::scsi::{BlockLength, Blocks, ByteCount, Cdb, Identity, Lba, LunAddress, Status};
 use support::stamp::Map;
-use support::target::{Disk, Fault, Target};
+use support::target::{Disk, Fault, Gate, Pdu, Target, Verdict, fixed_sense, op};
 
 const IQN: &str = "iqn.2026-11.test:disk";
 const MIB: u64 = 1 << 20;
@@ -320,4 +320,65 @@ async fn unit_that_is_exchanged_under_a_standing_session_gets_nothing_more() {
         failed.cause
     );
     assert_eq!((other.counts().writes, losses), (0, 1));
+}
+
+// S6: a change that is reported while the unit is examined has all of it asked again
+#[tokio::test]
+async fn change_during_an_examination_has_the_unit_examined_again() {
+    const TEST_UNIT_READY: u8 = 0x00;
+    const INQUIRY: u8 = 0x12;
+    const DEVICE_IDENTIFICATION: u8 = 0x83;
+    const READ_CAPACITY_16: u8 = 0x9e;
+    // 3Fh/0Eh: reported LUNs data has changed
+    const ASC: u8 = 0x3f;
+    const ASCQ: u8 = 0x0e;
+
+    let target = target();
+    let mut nexus = open(&target, Duration::from_millis(300)).await;
+    let record = target.record();
+    // The names, which are asked second, are held back at the target; so the change comes after the first answers.
+    let gate = Gate::new();
+    let opened = gate.clone();
+    target.strike(
+        2,
+        |seen| seen.sent(op::DATA_IN),
+        move |seen| Verdict::stall(seen, &opened),
+    );
+    target.unit_attention(IQN, 1, ASC, ASCQ);
+    nexus.submit(1, read(0, 1)).expect("a slot is free");
+    let mut losses = 0;
+    let attention = ended(&mut nexus, &mut losses).await.expect("the attention");
+    assert_eq!(attention.status, Status::CHECK_CONDITION);
+    let asked_names = record.clone();
+    let held_back = tokio::task::spawn_blocking(move || {
+        asked_names.wait(|seen| seen.command(INQUIRY) && seen.pdu.bhs[34] == DEVICE_IDENTIFICATION)
+    });
+    tokio::select! {
+        seen = held_back => drop(seen.expect("the names are asked")),
+        event = next(&mut nexus) => panic!("{event:?}"),
+    }
+    let mut sense = vec![0, 18];
+    sense.extend_from_slice(&fixed_sense(0x06, ASC, ASCQ));
+    let change = Pdu::async_message(0, 0, [0; 3]).with_lun([0, 1, 0, 0, 0, 0, 0, 0]);
+    target.announce(change.with_data(sense));
+    gate.open();
+    // Held until the unit is known.
+    nexus.submit(2, read(0, 1)).expect("a slot is free");
+    let mut examined = 0;
+    loop {
+        match next(&mut nexus).await {
+            Event::Examined(_) => examined += 1,
+            Event::Completed(completion) => {
+                assert_eq!((completion.token, completion.status), (2, Status::GOOD));
+                break;
+            }
+            event @ (Event::Failed(_)
+            | Event::Lost(_)
+            | Event::Reinstated(_)
+            | Event::Expired(_)) => panic!("{event:?}"),
+        }
+    }
+    let asked = |code| record.count(move |seen| seen.command(code));
+    assert_eq!((asked(TEST_UNIT_READY), asked(READ_CAPACITY_16)), (2, 1));
+    assert_eq!((examined, losses, target.logins()), (1, 0, 1));
 }

@@ -249,3 +249,37 @@ async fn path_that_turns_standby_is_left() {
     assert!(matches!(completion.data, Data::In(data) if data[..] == [1; BLOCK]));
     assert_eq!(at(&nexus), Some(portal_of(&target, 2)));
 }
+
+// S7, E11: without patience a command fails where its path is left; it is not held for a path that nobody waits for
+#[tokio::test]
+async fn path_that_turns_standby_fails_its_command_when_there_is_no_patience() {
+    let target = target();
+    let mut params = params(&target);
+    params.policy.replacement_timeout = ReplacementTimeout::After(Duration::ZERO);
+    let mut nexus = Nexus::open(params).await.expect("it opens");
+    perform(&mut nexus, write(1)).await;
+    target.set_access(1, Access::Standby);
+    nexus.submit(1, read()).expect("a slot is free");
+    assert_eq!(answer(&mut nexus).await.status, Status::CHECK_CONDITION);
+    nexus.submit(2, read()).expect("a slot is free");
+    nexus.submit(3, read()).expect("a slot is free");
+    let mut failed = Vec::new();
+    // Before the way to the other portal is taken, which would answer them all.
+    while failed.len() < 2 {
+        match poll_fn(|cx| nexus.poll_event(cx)).await {
+            Event::Failed(failure) => failed.push(failure.token),
+            Event::Lost(_) | Event::Expired(_) => {}
+            event @ (Event::Completed(_) | Event::Reinstated(_) | Event::Examined(_)) => {
+                panic!("{event:?}")
+            }
+        }
+    }
+    failed.sort_unstable();
+    assert_eq!(failed, [2, 3]);
+    while !matches!(
+        poll_fn(|cx| nexus.poll_event(cx)).await,
+        Event::Reinstated(_)
+    ) {}
+    perform(&mut nexus, read()).await;
+    assert_eq!(at(&nexus), Some(portal_of(&target, 2)));
+}

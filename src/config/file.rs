@@ -33,6 +33,8 @@ const KEYS: &[&str] = &[
 
 /// Lanes share the target's sessions and the kernel's hardware queues; chosen freely, any value above the cores of a host works.
 const LANES_MAX: usize = 64;
+/// Lanes of a volume whose file says nothing: each costs a thread and a session at the target.
+const LANES_DEFAULT_MAX: usize = 4;
 
 /// Long enough for a package upgrade that goes wrong at first, short enough that a host whose daemon never comes back
 /// gets errors instead of a hang for ever; chosen freely.
@@ -118,7 +120,7 @@ impl RawFile {
                 .unwrap_or_else(|| default_initiator_name(&host)),
             host,
             ip: self.ip,
-            lanes: self.lanes.unwrap_or(1),
+            lanes: self.lanes.unwrap_or_else(default_lanes),
             replacement_timeout: self
                 .replacement_timeout
                 .as_ref()
@@ -244,6 +246,12 @@ fn digest(policy: Option<&String>) -> Option<DigestPolicy> {
     policy?.parse().ok()
 }
 
+/// A lane is a thread: more than there are cores gain nothing.
+fn default_lanes() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.min(LANES_DEFAULT_MAX)
+}
+
 fn host_name() -> String {
     rustix::system::uname()
         .nodename()
@@ -325,7 +333,8 @@ mod tests {
             config.docker_socket,
             Path::new("/run/docker/plugins/cinder.sock")
         );
-        assert_eq!((config.lanes, config.default_size), (1, 1));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        assert_eq!((config.lanes, config.default_size), (cores.min(4), 1));
         assert_eq!(config.replacement_timeout.to_string(), "120");
         assert_eq!(config.dead_conn_timeout, Duration::from_mins(10));
         let patient = parse_text("replacement_timeout = 'never'").unwrap();

@@ -47,7 +47,7 @@ pub struct Config {
     pub initiator_name: String,
     /// Address in the connector. Default: that of the route to the cloud (`Cinder::local_ip`), else 127.0.0.1.
     pub ip: Option<String>,
-    /// NBD connections (lanes) a volume. Default 1 in this release.
+    /// NBD connections (lanes) a volume. Default one for each core, at most 4.
     pub lanes: usize,
     /// How long I/O waits for a target that is away before it fails. Default 120 s.
     pub replacement_timeout: ReplacementTimeout,

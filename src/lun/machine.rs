@@ -34,6 +34,7 @@ use iscsi::scsi::{Attention, ByteCount, Cdb, Lba, Sense, SenseKey, Verdict};
 
 use super::failure::kind_of;
 use super::limits::Limits;
+use super::losses::Losses;
 use super::pace::{DEPTH_MAX, Pace};
 use crate::block::{Completion, ErrorKind, Operation, Request};
 use job::{Active, Next};
@@ -57,8 +58,10 @@ pub(super) struct Machine {
     pace: Pace,
     /// Zeroes to send, and the one block that WRITE SAME repeats.
     zeroes: Bytes,
-    /// A write that had been answered was lost: the next flush must say so.
-    write_lost: bool,
+    /// Writes that had been answered were lost, on this lane or another of the volume: the next flush must say so.
+    losses: Losses,
+    /// How many of them the front has heard of.
+    losses_told: u64,
     remarks: Remarks,
 }
 
@@ -81,7 +84,7 @@ struct Repeat {
 }
 
 impl Machine {
-    pub(super) fn new(limits: Limits, now: Instant) -> Self {
+    pub(super) fn new(limits: Limits, losses: Losses, now: Instant) -> Self {
         let zeroes = limits.block_length.bytes_of(limits.zeroes_max).0;
         let zeroes = usize::try_from(zeroes).unwrap_or_default();
         Self {
@@ -96,7 +99,8 @@ impl Machine {
             out: 0,
             pace: Pace::new(),
             zeroes: Bytes::from(vec![0; zeroes]),
-            write_lost: false,
+            losses_told: losses.count(),
+            losses,
             remarks: Remarks::new(now),
         }
     }
@@ -147,10 +151,12 @@ impl Machine {
             Verdict::TaskSetFull => self.pace.handle_full(self.out),
             Verdict::UnitAttention => {
                 let attention = sense.as_ref().and_then(Attention::of);
-                self.write_lost |= attention.is_some_and(Attention::lost_power)
-                    && self.limits.has_volatile_cache();
+                if attention.is_some_and(Attention::lost_power) && self.limits.has_volatile_cache()
+                {
+                    self.losses.note();
+                }
             }
-            Verdict::DeferredError => self.write_lost = true,
+            Verdict::DeferredError => self.losses.note(),
             Verdict::Busy
             | Verdict::BecomingReady
             | Verdict::Aborted
@@ -218,7 +224,9 @@ impl Machine {
 
     /// The unit has lost power meanwhile: what its volatile cache held is gone, whoever wrote it.
     pub(super) fn handle_power_lost(&mut self) {
-        self.write_lost |= self.limits.has_volatile_cache();
+        if self.limits.has_volatile_cache() {
+            self.losses.note();
+        }
     }
 
     /// The unit has so many bytes now; whether that is more than before, and whole blocks.
@@ -251,6 +259,11 @@ impl Machine {
     /// The next request that has ended.
     pub(super) fn poll_completion(&mut self) -> Option<Completion> {
         self.done.pop_front()
+    }
+
+    /// Whether what `poll_command` gives depends on the time.
+    pub(super) fn is_timed(&self) -> bool {
+        !self.repeats.is_empty()
     }
 
     /// When to come back even if nothing happens.
@@ -384,10 +397,15 @@ impl Machine {
         let token = active.token;
         let (stable, flush) = (active.is_flushing(), active.is_flush_request());
         let mut result = active.into_result();
-        if stable && result.is_ok() && self.write_lost {
-            // The front hears of it once by a flush, as a file system does of a failed writeback.
-            self.write_lost = !flush;
-            result = Err(ErrorKind::Io);
+        if stable && result.is_ok() {
+            let losses = self.losses.count();
+            if losses != self.losses_told {
+                result = Err(ErrorKind::Io);
+                if flush {
+                    // The front hears of it once by a flush, as a file system does of a failed writeback.
+                    self.losses_told = losses;
+                }
+            }
         }
         self.done.push_back(Completion { token, result });
     }

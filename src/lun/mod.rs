@@ -12,6 +12,7 @@
 mod error;
 mod failure;
 mod limits;
+mod losses;
 mod machine;
 mod pace;
 
@@ -22,13 +23,14 @@ use iscsi::client::probe;
 use iscsi::io::{Event, Nexus, NexusParams, Path};
 use iscsi::proto::SessionParams;
 use iscsi::proto::recovery::RecoveryPolicy;
-use iscsi::scsi::LunAddress;
+use iscsi::scsi::{LunAddress, Status};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::block::{Backend, Completion, Geometry, Request};
 
 pub use error::Error;
 pub use iscsi::scsi::Identity;
+pub use losses::Losses;
 
 use limits::{Limits, geometry};
 use machine::Machine;
@@ -46,6 +48,8 @@ pub struct LunSpec {
     pub recovery: RecoveryPolicy,
     /// Refuse writes.
     pub read_only: bool,
+    /// Shared by all lanes of a volume: what one of them learns was lost fails the next flush of each.
+    pub losses: Losses,
     /// The unit that a process before this one served with the same names and ISID: it must be that one, and what those
     /// sessions may have left at work is ended first.
     pub resume: Option<Identity>,
@@ -60,6 +64,7 @@ impl LunSpec {
             more_paths: Vec::new(),
             recovery: RecoveryPolicy::default(),
             read_only: false,
+            losses: Losses::default(),
             resume: None,
         }
     }
@@ -89,6 +94,8 @@ pub struct Lun {
     timer: Pin<Box<Sleep>>,
     /// The unit has grown, and nobody has asked yet.
     has_grown: bool,
+    /// The clock, read only where something depends on it: a read of it costs as much as a good part of an I/O's work.
+    now: Instant,
 }
 
 impl Lun {
@@ -119,7 +126,7 @@ impl Lun {
         let limits = Limits::of(&info, spec.read_only);
         let now = Instant::now();
         let geometry = geometry(&info, &limits);
-        let mut machine = Machine::new(limits, now.into_std());
+        let mut machine = Machine::new(limits, spec.losses.clone(), now.into_std());
         if nexus.has_lost_power() {
             tracing::warn!(lun = %name, "{POWER_LOST}");
             machine.handle_power_lost();
@@ -131,6 +138,7 @@ impl Lun {
             name,
             timer: Box::pin(sleep_until(now)),
             has_grown: false,
+            now,
         })
     }
 
@@ -140,30 +148,38 @@ impl Lun {
     }
 
     /// One round of work; `None` when there is nothing to do until the waker is called.
-    fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<()> {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Option<()> {
+        if self.machine.is_timed() {
+            // Afresh each turn: a timer that fired lies between two of them.
+            self.now = Instant::now();
+        }
         while self.nexus.free_slots() > 0 {
-            let Some((task, command)) = self.machine.poll_command(now.into_std()) else {
+            let Some((task, command)) = self.machine.poll_command(self.now.into_std()) else {
                 break;
             };
             if let Err(command) = self.nexus.submit(task, command) {
-                self.machine.handle_unsent(task, command, now.into_std());
+                self.machine
+                    .handle_unsent(task, command, self.now.into_std());
                 break;
             }
         }
         match self.nexus.poll_event(cx) {
             Poll::Ready(event) => {
-                self.handle_event(event, now);
+                self.handle_event(event);
                 Some(())
             }
             Poll::Pending => self.wait(cx),
         }
     }
 
-    fn handle_event(&mut self, event: Event, now: Instant) {
+    fn handle_event(&mut self, event: Event) {
         match event {
             Event::Completed(answer) => {
+                if answer.status != Status::GOOD {
+                    self.now = Instant::now();
+                }
                 self.machine
-                    .handle_completion(answer, &self.name, now.into_std());
+                    .handle_completion(answer, &self.name, self.now.into_std());
             }
             // The nexus has told its log why.
             Event::Failed(failed) => self.machine.handle_failed(failed.token),
@@ -220,8 +236,7 @@ impl Backend for Lun {
             if let Some(completion) = self.machine.poll_completion() {
                 return Poll::Ready(completion);
             }
-            // Read afresh each turn: a timer that fired lies between two of them.
-            if self.turn(cx, Instant::now()).is_none() {
+            if self.turn(cx).is_none() {
                 return self
                     .machine
                     .poll_completion()

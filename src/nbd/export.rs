@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::block::Backend;
 use crate::sys::listener;
+use crate::sys::socket::enlarge_send_buffer;
 
 use super::Error;
 use super::connection::{Connection, End};
@@ -165,6 +166,7 @@ where
 {
     // The socket changes its reactor: it shall be driven by its lane's thread.
     let stream = stream.into_std()?;
+    enlarge_send_buffer(&stream);
     LaneThread::spawn(format!("nbd-client-{number}"), move || async move {
         match serve_client(stream, open.as_ref(), &shutdown, HANDSHAKE_TIMEOUT).await {
             Ok(end) => tracing::debug!("client {number}: {end}"),

@@ -31,6 +31,16 @@ pub fn lane_pair() -> io::Result<(UnixStream, UnixStream)> {
     Ok((ours.into(), kernels.into()))
 }
 
+/// Gives a connected Unix socket the send buffer of a lane, where we have the right to it.
+pub fn enlarge_send_buffer(socket: &UnixStream) {
+    if let Err(error) = sockopt::set_socket_send_buffer_size(socket, BUFFER_BYTES) {
+        tracing::debug!("the send buffer stays as it is: {error}");
+    }
+    if let Err(error) = force_send_buffer(socket) {
+        tracing::debug!("the send buffer stays at the system's limit: {error}");
+    }
+}
+
 /// Whether the other end of a connected socket is gone.
 ///
 /// # Errors
@@ -74,7 +84,7 @@ pub fn is_all_read<F: AsFd>(socket: F) -> io::Result<bool> {
     unsafe_code,
     reason = "rustix and std have no SO_SNDBUFFORCE; the system's limit is far below one request"
 )]
-fn force_send_buffer(socket: &rustix::fd::OwnedFd) -> io::Result<()> {
+fn force_send_buffer(socket: &impl AsFd) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let bytes = libc::c_int::try_from(BUFFER_BYTES).expect("a small constant");
@@ -83,7 +93,7 @@ fn force_send_buffer(socket: &rustix::fd::OwnedFd) -> io::Result<()> {
     // length describe `bytes`, which lives until the call returns. The kernel only reads it.
     let outcome = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_SNDBUFFORCE,
             (&raw const bytes).cast(),
@@ -135,16 +145,20 @@ mod tests {
 
     #[test]
     fn with_the_right_to_it_the_send_buffer_is_large() {
-        let (ours, _kernels) = lane_pair().unwrap();
-        let size = sockopt::socket_send_buffer_size(&ours).unwrap();
+        let (lanes, _kernels) = lane_pair().unwrap();
+        let (clients, _other) = UnixStream::pair().unwrap();
+        enlarge_send_buffer(&clients);
         let forced = rustix::process::geteuid().is_root();
-        assert!(
-            if forced {
-                size >= BUFFER_BYTES
-            } else {
-                size > 0
-            },
-            "{size}"
-        );
+        for socket in [&lanes, &clients] {
+            let size = sockopt::socket_send_buffer_size(socket).unwrap();
+            assert!(
+                if forced {
+                    size >= BUFFER_BYTES
+                } else {
+                    size > 0
+                },
+                "{size}"
+            );
+        }
     }
 }

@@ -35,7 +35,7 @@ use super::platform::{Device, DeviceSpec, Platform, Release};
 use super::request::StaticTarget;
 use super::standing::{Standing, Unit};
 use crate::cinder::Connector;
-use crate::lun::LunSpec;
+use crate::lun::{Losses, LunSpec};
 
 /// What all volumes share.
 #[derive(Debug)]
@@ -408,6 +408,7 @@ fn lanes_of(
         .initiator_name
         .parse()
         .map_err(|error| Error::step("using our initiator name", error))?;
+    let losses = Losses::default();
     let lane = |lane| {
         let session = session_params(
             address.portal.clone(),
@@ -422,6 +423,7 @@ fn lanes_of(
         spec.recovery.replacement_timeout = cx.settings.replacement_timeout;
         spec.read_only = address.read_only;
         spec.more_paths.clone_from(&address.more_paths);
+        spec.losses = losses.clone();
         spec
     };
     Ok((0..count).map(lane).collect())

@@ -442,6 +442,12 @@ fn key_of(spec: &DeviceSpec) -> String {
     let lanes = &spec.lanes;
     let isids: BTreeSet<[u8; 6]> = lanes.iter().map(|lane| lane.session.isid.0).collect();
     assert_eq!(isids.len(), lanes.len(), "two lanes share an ISID");
+    let first = &lanes[0].losses;
+    let is_known_to_all = lanes.iter().all(|lane| lane.losses.is_shared_with(first));
+    assert!(
+        is_known_to_all,
+        "what one lane lost, another does not hear of"
+    );
     let target = lanes[0].session.target_name.as_ref();
     let target = target.expect("a target").to_string();
     target.trim_start_matches("iqn.2026-11.example:").to_owned()

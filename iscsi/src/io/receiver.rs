@@ -29,6 +29,10 @@ use crate::wire::header::{self, BHS_BYTES, Bhs};
 /// copied on. Chosen freely between 32 KiB and the size of that cache.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
+/// A segment of which so many bytes are missing is read together with no more than the header behind it, so that the
+/// next one, which is as long as a rule, is read to its place too. Chosen freely, well above what a small I/O has.
+const LARGE_BYTES: usize = 16 << 10;
+
 /// The read-ahead and the place in the stream.
 #[derive(Debug)]
 pub(super) struct Receiver {
@@ -38,6 +42,8 @@ pub(super) struct Receiver {
     end: usize,
     state: State,
     digests: Digests,
+    /// The last segment for a task was a large one.
+    is_large: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +111,7 @@ impl Receiver {
             end: 0,
             state: State::Header,
             digests,
+            is_large: false,
         }
     }
 
@@ -116,14 +123,25 @@ impl Receiver {
         slots: &mut Slots,
     ) -> Poll<io::Result<usize>> {
         self.make_room();
-        let ahead = &mut self.buffer[self.end..];
+        let header = BHS_BYTES + if self.digests.header { DIGEST_BYTES } else { 0 };
+        let mut ahead = &mut self.buffer[self.end..];
         let direct: &mut [u8] = match self.state {
             State::Task {
                 slot: Some(slot),
                 at,
                 missing,
+                trailer,
                 ..
-            } => &mut slots.incoming(slot)[at..at + missing],
+            } => {
+                if missing >= LARGE_BYTES {
+                    ahead = &mut ahead[..trailer.bytes() + header];
+                }
+                &mut slots.incoming(slot)[at..at + missing]
+            }
+            State::Header if self.is_large && self.end == 0 => {
+                ahead = &mut ahead[..header];
+                &mut []
+            }
             State::Task { slot: None, .. } | State::Header | State::Own { .. } => &mut [],
         };
         let missing = direct.len();
@@ -184,6 +202,8 @@ impl Receiver {
             // RFC 7143 §11.2.3: a segment of no bytes has no digest
             has_digest: self.digests.data && bytes > 0,
         };
+        self.is_large =
+            matches!(placement, Placement::Task { bytes, .. } if index(bytes) >= LARGE_BYTES);
         self.state = match placement {
             Placement::Task {
                 slot,
@@ -368,6 +388,94 @@ mod tests {
         assert!(matches!(receiver.next(&mut slots), Step::Segment(b"")));
         assert_eq!(slots.incoming(0), b"\0\0xyzuv\0");
         assert_eq!((receiver.start, receiver.end), (6, 6));
+    }
+
+    /// A stream that has all its bytes at hand.
+    #[derive(Debug)]
+    struct AtHand {
+        bytes: Vec<u8>,
+        at: usize,
+    }
+
+    impl Stream for AtHand {
+        fn poll_read_vectored(
+            &mut self,
+            _cx: &mut Context<'_>,
+            buffers: &mut [IoSliceMut<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let begin = self.at;
+            for buffer in buffers {
+                let bytes = buffer.len().min(self.bytes.len() - self.at);
+                buffer[..bytes].copy_from_slice(&self.bytes[self.at..self.at + bytes]);
+                self.at += bytes;
+            }
+            Poll::Ready(Ok(self.at - begin))
+        }
+
+        fn poll_write_vectored(
+            &mut self,
+            _cx: &mut Context<'_>,
+            _buffers: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            unreachable!("a receiver does not write")
+        }
+    }
+
+    #[test]
+    fn large_segments_behind_the_first_are_read_to_their_place() {
+        const SEGMENT: usize = 256 << 10;
+        for digests in [Digests::default(), BOTH] {
+            let mut slots = Slots::new(1);
+            let data = Data::In(BytesMut::zeroed(3 * SEGMENT));
+            let command = Command {
+                lun: LunAddress(0),
+                cdb: Cdb([0; 16]),
+                data,
+            };
+            slots.insert(0, 1, command);
+            let expected: Vec<u8> = (0..3 * SEGMENT)
+                .map(|at| u8::try_from(at / 512 % 251).unwrap())
+                .collect();
+            let mut bytes = Vec::new();
+            for segment in expected.chunks(SEGMENT) {
+                let header = [0; BHS_BYTES];
+                bytes.extend_from_slice(&header);
+                if digests.header {
+                    bytes.extend_from_slice(&digest::of(&header));
+                }
+                bytes.extend_from_slice(segment);
+                if digests.data {
+                    bytes.extend_from_slice(&digest::of(segment));
+                }
+            }
+            let mut stream = AtHand { bytes, at: 0 };
+            let mut receiver = Receiver::new(digests);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let (mut reads, mut segments, mut copied) = (0, 0, 0);
+            while segments < 3 {
+                let read = receiver.poll_read(&mut stream, &mut cx, &mut slots);
+                assert!(matches!(read, Poll::Ready(Ok(1..))));
+                reads += 1;
+                copied += receiver.end - receiver.start;
+                loop {
+                    match receiver.next(&mut slots) {
+                        Step::Header(_) => receiver.place(Placement::Task {
+                            slot: 0,
+                            offset: u32::try_from(segments * SEGMENT).unwrap(),
+                            bytes: u32::try_from(SEGMENT).unwrap(),
+                        }),
+                        Step::Segment(_) => segments += 1,
+                        Step::More => break,
+                        Step::Corrupt(corrupt) => panic!("{corrupt:?}"),
+                    }
+                }
+            }
+            assert!(slots.incoming(0) == expected);
+            // One read for the first header and what follows, one for each segment; beyond the first read only headers
+            // and digests went through the read-ahead.
+            assert_eq!(reads, 4);
+            assert!(copied <= READ_AHEAD_BYTES + 3 * 64, "{copied}");
+        }
     }
 
     const BOTH: Digests = Digests {

@@ -20,8 +20,13 @@ struct Bed {
 
 impl Bed {
     fn of(info: &LunInfo) -> Self {
+        Self::with(info, &Losses::default())
+    }
+
+    /// A lane of a volume whose lanes share `losses`.
+    fn with(info: &LunInfo, losses: &Losses) -> Self {
         let now = Instant::now();
-        let machine = Machine::new(Limits::of(info, false), now);
+        let machine = Machine::new(Limits::of(info, false), losses.clone(), now);
         Self {
             machine,
             now,
@@ -596,6 +601,43 @@ fn power_that_was_lost_meanwhile_is_told_by_the_next_flush() {
     let command = bed.command();
     bed.good(command);
     bed.ended_with(flush, ErrorKind::Io);
+}
+
+#[test]
+fn what_one_lane_lost_fails_the_next_flush_of_each_lane_once() {
+    let deferred = Sense {
+        deferred: true,
+        ..Sense::new(SenseKey::MediumError, 0x0C, 0x02)
+    };
+    let volume = Losses::default();
+    let mut lanes = [Bed::with(&thin(), &volume), Bed::with(&thin(), &volume)];
+    let mut other_volume = Bed::of(&thin());
+    let read = lanes[0].read(0, 512);
+    let command = lanes[0].command();
+    lanes[0].answer(command, Status::CHECK_CONDITION, Some(deferred));
+    let command = lanes[0].command();
+    lanes[0].good(command);
+    assert_eq!(lanes[0].ended().unwrap().0, read);
+    // Opened afterwards, with nothing written before: there is nothing to tell.
+    let mut late = Bed::with(&thin(), &volume);
+    for lane in &mut lanes {
+        for told in [false, true] {
+            let flush = lane.submit(0, Operation::Flush);
+            let command = lane.command();
+            lane.good(command);
+            if told {
+                lane.ended_well(flush);
+            } else {
+                lane.ended_with(flush, ErrorKind::Io);
+            }
+        }
+    }
+    for unconcerned in [&mut late, &mut other_volume] {
+        let flush = unconcerned.submit(0, Operation::Flush);
+        let command = unconcerned.command();
+        unconcerned.good(command);
+        unconcerned.ended_well(flush);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::io::network::Network;
 use crate::io::{Command, Completion, Data};
 use crate::proto::session::TargetEvent;
 use crate::scsi::examination::{Examination, Progress};
-use crate::scsi::{Attention, Sense};
+use crate::scsi::{Attention, Identity, LunAddress, Sense};
 
 /// An examination under way.
 #[derive(Debug)]
@@ -20,6 +20,18 @@ pub(super) struct Check {
     examination: Examination,
     /// Its question has left.
     is_asked: bool,
+    /// The target reported a change since it began: what the answers say may be from before, and all is asked again.
+    is_outdated: bool,
+}
+
+impl Check {
+    fn new(lun: LunAddress, identity: &Identity) -> Self {
+        Self {
+            examination: Examination::new(lun, Some(identity.clone())),
+            is_asked: false,
+            is_outdated: false,
+        }
+    }
 }
 
 /// The driver's token of an examination's question; `Nexus::submit` does not take it from others.
@@ -36,12 +48,14 @@ impl<N: Network> Nexus<N> {
         if let Link::Up { path, .. } = &self.link
             && is_doubtful
         {
-            let lun = self.params.paths[*path].lun;
             tracing::info!(unit = %self.identity, ?sense, "the target reports a change; the logical unit is examined");
-            self.check = Some(Box::new(Check {
-                examination: Examination::new(lun, Some(self.identity.clone())),
-                is_asked: false,
-            }));
+            if let Some(check) = &mut self.check {
+                // A question is out, or its answer is used already: the examination begins anew after the next answer.
+                check.is_outdated = true;
+                return;
+            }
+            let lun = self.params.paths[*path].lun;
+            self.check = Some(Box::new(Check::new(lun, &self.identity)));
         }
     }
 
@@ -91,6 +105,11 @@ impl<N: Network> Nexus<N> {
         let Some(mut check) = self.check.take() else {
             return;
         };
+        if check.is_outdated {
+            *check = Check::new(check.examination.lun(), &self.identity);
+            self.check = Some(check);
+            return;
+        }
         let (status, sense) = (answer.status, answer.sense.as_ref());
         let data = answer.data.filled(answer.transferred);
         match check.examination.handle_answer(status, sense, data) {

@@ -391,8 +391,15 @@ impl<N: Network> Nexus<N> {
         } = completion;
         // Its LUN is that of the path on which it will leave.
         let lun = LunAddress(0);
+        let command = Command { lun, cdb, data };
         self.lose(NexusError::PathLeft);
-        self.held.push_front((token, Command { lun, cdb, data }));
+        if self.recovery.is_expired() {
+            // With no patience at all the others have failed just now, and so does this one.
+            let cause = self.cause();
+            self.fail(token, command, cause);
+        } else {
+            self.held.push_front((token, command));
+        }
         None
     }
 
