@@ -51,6 +51,7 @@ use super::connection::Connection;
 use super::export::OpenError;
 use super::lane;
 use super::thread::LaneThread;
+use super::transmission::Agreed;
 use super::transmission::payload_bytes_max;
 use super::wire::{transmission_flag, transmission_flags};
 
@@ -281,7 +282,8 @@ impl Lanes {
                 };
                 // Nobody waits for it if another lane failed before.
                 let _ = tell.send(Ok(backend.geometry().clone()));
-                let connection = Connection::new(stream, &[], backend.geometry());
+                let agreed = Agreed::default();
+                let connection = Connection::new(stream, &[], backend.geometry(), agreed);
                 let end = lane::serve(connection, backend, &abort).await;
                 tracing::debug!("lane {number}: {end}");
             });

@@ -9,6 +9,7 @@
 //! `volume`'s matter.
 
 pub mod blkdev;
+pub mod inherited;
 pub mod listener;
 pub mod mount;
 pub mod netlink;

@@ -238,6 +238,7 @@ fn a_read_only_unit_takes_no_writes() {
         Operation::WriteZeroes {
             len: 512,
             no_hole: false,
+            fast: false,
             fua: false,
         },
     );
@@ -522,6 +523,7 @@ fn zeroes_are_sent_where_write_same_turns_out_not_to_work() {
         Operation::WriteZeroes {
             len: 200 * 512,
             no_hole: false,
+            fast: false,
             fua: true,
         },
     );
@@ -558,6 +560,7 @@ fn zeroes_are_sent_where_write_same_turns_out_not_to_work() {
         Operation::WriteZeroes {
             len: 512,
             no_hole: false,
+            fast: false,
             fua: false,
         },
     );
@@ -750,6 +753,7 @@ fn a_block_of_zeroes_is_there_for_the_largest_blocks() {
         Operation::WriteZeroes {
             len: 1 << 20,
             no_hole: false,
+            fast: false,
             fua: false,
         },
     );
