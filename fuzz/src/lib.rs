@@ -416,10 +416,10 @@ pub fn nbd_options(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else {
         return;
     };
-    // The cut is as good as any byte for the terms, and seeds keep their meaning.
+    // Its upper bits are the terms.
     let mut handshake = Handshake::new(Terms {
-        name: if cut % 4 > 1 { "v1" } else { "" }.to_owned(),
-        tls: cut % 2 == 1,
+        name: if cut & 0x40 == 0 { "" } else { "v1" }.to_owned(),
+        tls: cut & 0x80 != 0,
         ..Terms::default()
     });
     let mut waiting = Vec::new();

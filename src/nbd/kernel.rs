@@ -24,6 +24,11 @@
 //! For the same reason `WRITE_ZEROES` is not offered to the kernel: it would ask for up to 4 GiB at once, which a
 //! target that writes the zeroes may not finish in time; without it the kernel writes zeroes in ordinary requests.
 
+mod adopt;
+mod driver;
+mod keep;
+mod lanes;
+mod queue;
 mod sysfs;
 mod users;
 
@@ -33,40 +38,33 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixStream;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::{Backend, Geometry};
+use crate::sys::blkdev;
 use crate::sys::netlink::{self, NbdFamily};
-use crate::sys::{blkdev, socket};
 
+use self::adopt::ADOPTION_S;
+pub use self::keep::{DeviceParams, Keeper, Keepsake, LaneRemains};
+use self::lanes::Lanes;
 use self::sysfs::Sysfs;
 use super::Error;
-use super::connection::Connection;
 use super::export::OpenError;
-use super::lane;
 use super::thread::LaneThread;
-use super::transmission::Agreed;
-use super::transmission::payload_bytes_max;
 use super::wire::{transmission_flag, transmission_flags};
 
 /// How long a request may take whose target is there: every step of the timeout ladder (30 + 10 + 15 + 30 s) once.
 const WORK_S: u64 = 90;
-/// How long the kernel holds I/O when no lane is left; see the head of this file.
-const DEAD_CONN_TIMEOUT_S: u64 = 0;
+/// `NBD_ATTR_TIMEOUT` of a device whose backend holds requests for ever: as long as the driver can count on every
+/// machine (it multiplies by the tick's frequency in 32 bits), and yet an end: some three weeks.
+const FOREVER_S: u64 = 2_000_000;
 /// The driver's largest block; larger ones are refused by kernels of several years.
 const BLOCK_BYTES_MAX: u32 = 4096;
 /// sysfs shows the identifier in one line of a page.
 const IDENTIFIER_BYTES_MAX: usize = 255;
-/// The kernel's requests are limited to this: more per request gains nothing and delays what waits behind it.
-const REQUEST_KIB: u64 = 1024;
-/// The kernel's discards are limited to this, so that a slow one ends in time.
-const DISCARD_BYTES: u64 = 1 << 30;
 /// A call to the driver may wait for queues to freeze; one that takes longer than this is stuck.
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a transient user (udev probes each device that was written) may delay a disconnect.
@@ -86,6 +84,8 @@ const LANES_TIMEOUT: Duration = Duration::from_mins(1);
 pub struct KernelDevice {
     index: u32,
     lanes: Vec<LaneThread<()>>,
+    params: DeviceParams,
+    leave: CancellationToken,
 }
 
 impl KernelDevice {
@@ -94,19 +94,7 @@ impl KernelDevice {
     /// # Errors
     /// No nbd in this kernel, no right to use it; says what to do.
     pub fn probe() -> Result<(), Error> {
-        let family = match NbdFamily::open() {
-            Err(netlink::Error::NoFamily) => {
-                load_module();
-                NbdFamily::open()
-            }
-            family => family,
-        };
-        family.map_err(|error| refusal("be asked for its nbd driver", error))?;
-        if netlink::is_permitted() {
-            Ok(())
-        } else {
-            Err(Error::NotPermitted)
-        }
+        driver::probe()
     }
 
     /// Serves `backends` (one lane and one socket each, each on a thread of its own) and connects them to a free
@@ -124,7 +112,6 @@ impl KernelDevice {
         backends: Vec<B>,
         identifier: &str,
     ) -> Result<Self, Error> {
-        let holds = Some(Duration::ZERO);
         let lanes = backends.len();
         let backends: Vec<_> = backends
             .into_iter()
@@ -138,11 +125,11 @@ impl KernelDevice {
                 .and_then(|mut backend| backend.take());
             async move { backend.ok_or_else(|| OpenError::from("a backend was taken twice")) }
         };
-        Self::connect_with(lanes, take, identifier, holds).await
+        Self::connect_with(lanes, take, DeviceParams::new(identifier)).await
     }
 
     /// As [`Self::connect`], with backends that `open` makes on their lanes' threads; its argument is the lane's
-    /// number, in `0..lanes`. `holds`: how long a backend may hold a request while its target is away; `None` for ever.
+    /// number, in `0..lanes`. What a successor needs is given to the keeper.
     ///
     /// # Errors
     /// As [`Self::connect`]; and `open`'s own, in [`Error::Backend`].
@@ -152,35 +139,68 @@ impl KernelDevice {
     pub async fn connect_with<B, F, O>(
         lanes: usize,
         open: O,
-        identifier: &str,
-        holds: Option<Duration>,
+        params: DeviceParams,
     ) -> Result<Self, Error>
     where
         B: Backend + Send + 'static,
         F: Future<Output = Result<B, OpenError>> + Send,
         O: Fn(usize) -> F + Send + Sync + 'static,
     {
-        let printable = identifier.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-        if identifier.is_empty() || identifier.len() > IDENTIFIER_BYTES_MAX || !printable {
-            return Err(Error::Identifier(identifier.to_owned()));
-        }
-        let abort = CancellationToken::new();
-        let mut started = Lanes::start(lanes, &Arc::new(open), &abort)?;
-        let outcome = match started.geometry().await {
-            Ok(geometry) => attach(geometry, started.kernel_ends, identifier, holds).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
+        check_identifier(&params.identifier)?;
+        let leave = CancellationToken::new();
+        let mut started = Lanes::start(lanes, &Arc::new(open), &leave)?;
+        match connect_lanes(&mut started, &params).await {
             Ok(index) => Ok(Self {
                 index,
                 lanes: started.threads,
+                params,
+                leave,
             }),
             Err(error) => {
-                abort.cancel();
-                join(started.threads).await;
+                leave.cancel();
+                params.forget_all(lanes);
+                join(started.end()).await;
                 Err(error)
             }
         }
+    }
+
+    /// Serves the device that a process that is gone left under this identifier: its users go on, and what they have
+    /// under way is answered. `lanes` is what the device was connected with; `remains` what the keeper gives back, in
+    /// order of the lanes (those that are missing at the end are empty).
+    ///
+    /// `open` must leave a backend behind for which everything is over that the predecessor had under way: nothing of
+    /// it may take effect later. It is called for all lanes before one request is sent.
+    ///
+    /// # Errors
+    /// There is no such device; `open`'s own; the kernel does not take the lanes. The device stays as it is, for a later
+    /// attempt, and what was left is given back.
+    ///
+    /// # Cancel safety
+    /// None: the kernel may have some of the lanes already.
+    pub async fn adopt<B, F, O>(
+        lanes: usize,
+        remains: Vec<LaneRemains>,
+        open: O,
+        params: DeviceParams,
+    ) -> Result<Self, (Vec<LaneRemains>, Error)>
+    where
+        B: Backend + Send + 'static,
+        F: Future<Output = Result<B, OpenError>> + Send,
+        O: Fn(usize) -> F + Send + Sync + 'static,
+    {
+        adopt::adopt(lanes, remains, open, params).await
+    }
+
+    /// The kernel's device of this identifier, `/dev/nbdX`'s X, whether it is served or not. No nbd in this kernel is
+    /// none.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn find(identifier: &str) -> Result<Option<u32>, Error> {
+        let found = Sysfs::find(identifier);
+        let found = found.map_err(|error| refusal("say which devices there are", error.into()))?;
+        Ok(found.first().copied())
     }
 
     /// Disconnects what a process that is gone left behind under this identifier, if anything: its I/O fails, its
@@ -241,87 +261,51 @@ impl KernelDevice {
         }
         // Held until here, so that nobody could mount the device in between.
         drop(guard);
+        self.params.forget_all(self.lanes.len());
         join(self.lanes).await;
         give_up_after(KERNEL_TIMEOUT, move || wait_until_released(index)).await;
         Ok(())
     }
-}
 
-/// Lanes that are started, and the ends of their sockets that the kernel gets.
-struct Lanes {
-    threads: Vec<LaneThread<()>>,
-    kernel_ends: Vec<StdStream>,
-    opened: Vec<oneshot::Receiver<Result<Geometry, OpenError>>>,
-}
-
-impl Lanes {
-    fn start<B, F, O>(count: usize, open: &Arc<O>, abort: &CancellationToken) -> Result<Self, Error>
-    where
-        B: Backend + Send + 'static,
-        F: Future<Output = Result<B, OpenError>> + Send,
-        O: Fn(usize) -> F + Send + Sync + 'static,
-    {
-        let mut lanes = Self {
-            threads: Vec::new(),
-            kernel_ends: Vec::new(),
-            opened: Vec::new(),
-        };
-        for number in 0..count {
-            // On an error the lanes so far find their sockets closed, and end.
-            let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
-            let (tell, opened) = oneshot::channel();
-            let (open, abort) = (Arc::clone(open), abort.clone());
-            let thread = LaneThread::spawn(format!("nbd-lane-{number}"), move || async move {
-                let stream = match UnixStream::from_std(ours) {
-                    Ok(stream) => stream,
-                    Err(error) => return drop(tell.send(Err(error.into()))),
-                };
-                let backend = match open(number).await {
-                    Ok(backend) => backend,
-                    Err(error) => return drop(tell.send(Err(error))),
-                };
-                // Nobody waits for it if another lane failed before.
-                let _ = tell.send(Ok(backend.geometry().clone()));
-                let agreed = Agreed::default();
-                let connection = Connection::new(stream, &[], backend.geometry(), agreed);
-                let end = lane::serve(connection, backend, &abort).await;
-                tracing::debug!("lane {number}: {end}");
-            });
-            lanes.threads.push(thread.map_err(Error::Lane)?);
-            lanes.kernel_ends.push(kernels);
-            lanes.opened.push(opened);
-        }
-        Ok(lanes)
-    }
-
-    /// The geometry that all lanes agree on, once all are open.
-    async fn geometry(&mut self) -> Result<Geometry, Error> {
-        let mut agreed: Option<Geometry> = None;
-        for opened in self.opened.drain(..) {
-            let geometry = opened
-                .await
-                .map_err(|_| Error::LaneLost)?
-                .map_err(Error::Backend)?;
-            if agreed.as_ref().is_some_and(|agreed| *agreed != geometry) {
-                return Err(Error::Geometry);
-            }
-            agreed = Some(geometry);
-        }
-        agreed.ok_or(Error::NoLanes)
+    /// Leaves the device to a successor: nothing more is taken from the kernel, what is under way is answered, the
+    /// backends are flushed and closed. The kernel keeps the device and what is sent to it meanwhile; the keeper keeps
+    /// what [`Self::adopt`] needs.
+    ///
+    /// # Cancel safety
+    /// The lanes go on leaving, unobserved.
+    pub async fn hand_over(self) {
+        self.leave.cancel();
+        join(self.lanes).await;
     }
 }
 
-/// `NBD_ATTR_TIMEOUT`: zero is never.
+fn check_identifier(identifier: &str) -> Result<(), Error> {
+    let printable = identifier.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if identifier.is_empty() || identifier.len() > IDENTIFIER_BYTES_MAX || !printable {
+        return Err(Error::Identifier(identifier.to_owned()));
+    }
+    Ok(())
+}
+
+/// `NBD_ATTR_TIMEOUT`. Not zero, which is 30 s and a killed link for a device with several sockets.
 fn request_timeout_s(holds: Option<Duration>) -> u64 {
-    holds.map_or(0, |holds| holds.as_secs() + WORK_S)
+    holds.map_or(FOREVER_S, |holds| {
+        (holds.as_secs() + WORK_S + ADOPTION_S).min(FOREVER_S)
+    })
+}
+
+/// The lanes begin, and the kernel gets their sockets; the device's number.
+async fn connect_lanes(started: &mut Lanes, params: &DeviceParams) -> Result<u32, Error> {
+    let geometry = started.geometry().await?;
+    let kernel_ends = started.begin(params)?;
+    attach(geometry, kernel_ends, params).await
 }
 
 /// Gives the sockets to the kernel and makes sure of what it made of them; the device's number.
 async fn attach(
     geometry: Geometry,
     sockets: Vec<StdStream>,
-    identifier: &str,
-    holds: Option<Duration>,
+    params: &DeviceParams,
 ) -> Result<u32, Error> {
     let block = geometry.block_bytes;
     if !block.is_power_of_two() || !(512..=BLOCK_BYTES_MAX).contains(&block) {
@@ -334,15 +318,17 @@ async fn attach(
     if sockets.len() == 1 {
         server_flags &= !transmission_flag::CAN_MULTI_CONN;
     }
-    let owned = identifier.to_owned();
+    let owned = params.identifier.clone();
+    let timeout_s = request_timeout_s(params.holds);
+    let dead_conn_timeout_s = params.dead_conn_timeout.as_secs();
     let size_bytes = geometry.size_bytes;
     let asked = ask_kernel("connect a device", move || {
         let settings = netlink::Connect {
             size_bytes,
             block_bytes: block,
             server_flags,
-            timeout_s: request_timeout_s(holds),
-            dead_conn_timeout_s: DEAD_CONN_TIMEOUT_S,
+            timeout_s,
+            dead_conn_timeout_s,
             identifier: &owned,
         };
         let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
@@ -350,10 +336,14 @@ async fn attach(
         NbdFamily::open()?.connect(&settings, &borrowed)
     })
     .await;
-    let owned = identifier.to_owned();
+    let owned = params.identifier.clone();
     match asked {
         Ok(index) => {
-            let tuned = blocking(move || tune(index, &geometry, &owned)).await;
+            let tuned = blocking(move || {
+                queue::tune(index, &geometry, &owned)?;
+                wait_for_node(index)
+            })
+            .await;
             if tuned.is_err() {
                 let _ =
                     ask_kernel("disconnect", move || NbdFamily::open()?.disconnect(index)).await;
@@ -369,56 +359,6 @@ async fn attach(
         }
         Err(error) => Err(error),
     }
-}
-
-/// Compares what the kernel shows with what it was told, and sets the queue up.
-fn tune(index: u32, geometry: &Geometry, identifier: &str) -> Result<(), Error> {
-    let sysfs = Sysfs::of(index);
-    let check = |what, found: Option<String>, expected: String| {
-        let found = found.unwrap_or_else(|| "nothing".to_owned());
-        if found == expected {
-            return Ok(());
-        }
-        Err(Error::Settings {
-            device: path_of(index),
-            what,
-            found,
-            expected,
-        })
-    };
-    let number = |value: Option<u64>| value.map(|value| value.to_string());
-    check(
-        "a size of",
-        number(sysfs.size_bytes()),
-        geometry.size_bytes.to_string(),
-    )?;
-    let block = sysfs.read("queue/logical_block_size");
-    check("blocks of", block, geometry.block_bytes.to_string())?;
-    check("the backend", sysfs.read("backend"), identifier.to_owned())?;
-
-    // One queue a lane, served in order by one thread: there is nothing for a scheduler to gain.
-    sysfs.write("queue/scheduler", "none");
-    let largest_kib = u64::from(payload_bytes_max(geometry)) / 1024;
-    sysfs.write(
-        "queue/max_sectors_kb",
-        &largest_kib.min(REQUEST_KIB).to_string(),
-    );
-    if sysfs
-        .read_number("queue/discard_max_bytes")
-        .is_some_and(|bytes| bytes > DISCARD_BYTES)
-    {
-        sysfs.write("queue/discard_max_bytes", &DISCARD_BYTES.to_string());
-    }
-    // A hint that failed is slower; this one would be wrong: the lanes refuse what is larger.
-    let shown = sysfs.read_number("queue/max_sectors_kb");
-    if shown.is_none_or(|shown| shown > largest_kib) {
-        check(
-            "requests (KiB) of up to",
-            number(shown),
-            largest_kib.to_string(),
-        )?;
-    }
-    wait_for_node(index)
 }
 
 /// The device's node is made by the kernel (devtmpfs) or udev, a moment after the device.
@@ -559,23 +499,6 @@ fn refusal(doing: &'static str, error: netlink::Error) -> Error {
         | netlink::Error::Socket(_)
         | netlink::Error::System(_)
         | netlink::Error::Malformed(_)) => Error::Netlink { doing, source },
-    }
-}
-
-/// `modprobe nbd`; whether it helped is seen at the next look for the driver.
-fn load_module() {
-    let outcome = Command::new("modprobe")
-        .arg("nbd")
-        // It is in a system directory, which the path of a service or of `su` may lack.
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    match outcome {
-        Ok(status) if status.success() => {}
-        Ok(status) => tracing::debug!("modprobe nbd: {status}"),
-        Err(error) => tracing::debug!("modprobe nbd: {error}"),
     }
 }
 

@@ -38,5 +38,5 @@ pub use connection::End;
 pub use endpoint::Endpoint;
 pub use error::Error;
 pub use export::{Export, ExportOptions, OpenError, serve_export, serve_single};
-pub use kernel::KernelDevice;
+pub use kernel::{DeviceParams, Keeper, Keepsake, KernelDevice, LaneRemains};
 pub use tls::{Tls, TlsError};

@@ -11,6 +11,7 @@
 pub mod blkdev;
 pub mod inherited;
 pub mod listener;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod socket;

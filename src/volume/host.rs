@@ -17,7 +17,7 @@ use super::request::Fstype;
 use super::{blank, filesystem};
 use crate::block::Backend;
 use crate::lun::{Lun, LunSpec};
-use crate::nbd::{self, KernelDevice};
+use crate::nbd::{self, DeviceParams, KernelDevice};
 use crate::sys::mount;
 
 /// The real platform.
@@ -163,7 +163,10 @@ fn holds(lanes: &[LunSpec]) -> Option<Duration> {
 /// Each lane logs in on its own thread; the first one's unit is what the others must show.
 async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Device>, Cause> {
     let count = lanes.len();
-    let holds = holds(&lanes);
+    let params = DeviceParams {
+        holds: holds(&lanes),
+        ..DeviceParams::new(identifier)
+    };
     let lanes = Arc::new(lanes);
     let first = Arc::new(OnceLock::new());
     let seen = Arc::clone(&first);
@@ -183,7 +186,7 @@ async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Devi
             .into())
         }
     };
-    let device = KernelDevice::connect_with(count, open, &identifier, holds).await?;
+    let device = KernelDevice::connect_with(count, open, params).await?;
     let identity = first.get().map(ToString::to_string).unwrap_or_default();
     Ok(Box::new(HostDevice { device, identity }))
 }

@@ -31,11 +31,11 @@ pub(super) fn extents(answer: &[u8], begin: Lba, blocks: Blocks, limits: &Limits
         let Some(blocks) = until.checked_sub(at).filter(|blocks| *blocks > 0) else {
             continue;
         };
-        let is_unmapped = match told.provisioning {
-            ProvisioningStatus::DEALLOCATED | ProvisioningStatus::ANCHORED => true,
-            // An open registry: what we do not know is taken for data.
-            _ => false,
-        };
+        // An open registry: what we do not know is taken for data.
+        let is_unmapped = matches!(
+            told.provisioning,
+            ProvisioningStatus::DEALLOCATED | ProvisioningStatus::ANCHORED
+        );
         Extent {
             bytes: bytes_of(u32::try_from(blocks).unwrap_or(u32::MAX), limits),
             is_hole: told.provisioning == ProvisioningStatus::DEALLOCATED,
