@@ -8,11 +8,12 @@
     reason = "a test's bed that cannot be made is a failed test"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+mod export_bed;
 
-use support::tgt::Tgtd;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+
+use export_bed::{Bed, TARGET, assert_success, random_image, run};
 
 #[test]
 fn fio_verifies_mixed_random_sizes() {
@@ -125,7 +126,7 @@ fn read_only_export_refuses_writes_and_serves_reads() {
 fn sigterm_drains_and_leaves_neither_socket_nor_session() {
     let bed = Bed::new(64 << 20);
     let export = bed.export(&[]);
-    let socket = export.socket.clone();
+    let socket = bed.dir.path().join("nbd.sock");
     // A client that stays connected while the export is told to end.
     let mut client = Command::new("qemu-io")
         .args(["-f", "raw"])
@@ -163,136 +164,3 @@ fn sigterm_drains_and_leaves_neither_socket_nor_session() {
     file.read_exact(&mut start).unwrap();
     assert!(start.iter().all(|byte| *byte == 0x11));
 }
-
-/// A tgtd with one CHAP target, and a folder for what the test makes.
-struct Bed {
-    tgtd: Tgtd,
-    dir: tempfile::TempDir,
-}
-
-impl Bed {
-    fn new(bytes: u64) -> Self {
-        let tgtd = Tgtd::start();
-        tgtd.add_target(TARGET)
-            .add_lun_file(1, bytes)
-            .add_chap(USER, SECRET);
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("secret"), format!("{SECRET}\n")).unwrap();
-        Self { tgtd, dir }
-    }
-
-    fn export(&self, more: &[&str]) -> Export {
-        let socket = self.dir.path().join("nbd.sock");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cinder-nbd"))
-            .args([
-                "export",
-                "--portal",
-                &self.tgtd.portal(),
-                "--target",
-                TARGET,
-                "--lun",
-                "1",
-            ])
-            .args(["--chap-user", USER, "--chap-secret-file"])
-            .arg(self.dir.path().join("secret"))
-            .arg("--socket")
-            .arg(&socket)
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The line on stdout says that the socket is there: nothing to poll.
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let bytes = out.read_line(&mut line).unwrap();
-        assert_ne!(bytes, 0, "the export ended: {:?}", child.wait_with_output());
-        assert!(line.contains(socket.to_str().unwrap()), "{line}");
-        Export { child, socket }
-    }
-}
-
-struct Export {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Export {
-    fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.socket.display())
-    }
-
-    /// SIGTERM, and what the export printed until it ended.
-    fn stop(mut self) -> Output {
-        let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-        let mut stderr = Vec::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_end(&mut stderr)
-            .unwrap();
-        let status = self.child.wait().unwrap();
-        Output {
-            status,
-            stdout: Vec::new(),
-            stderr,
-        }
-    }
-}
-
-impl Drop for Export {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Runs a stranger's tool; a missing one is a failure that says what to install.
-fn run(command: &mut Command) -> Output {
-    let program = command.get_program().to_owned();
-    let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    Command::new("timeout")
-        .args(["-k", "5", "300"])
-        .arg(&program)
-        .args(args)
-        .output()
-        .map_or_else(
-            |error| panic!("{error}"),
-            |output| {
-                assert!(
-                    output.status.code() != Some(127),
-                    "{} is missing: cargo xtask test installs it",
-                    program.display()
-                );
-                output
-            },
-        )
-}
-
-fn assert_success(output: &Output, what: &str) {
-    assert!(
-        output.status.success(),
-        "{what}: {}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn random_image(path: &Path, bytes: u64) {
-    let mut random = std::fs::File::open("/dev/urandom").unwrap().take(bytes);
-    let mut file = std::fs::File::create(path).unwrap();
-    assert_eq!(std::io::copy(&mut random, &mut file).unwrap(), bytes);
-}
-
-const TARGET: &str = "iqn.2026-11.test.cinder-nbd:export";
-const USER: &str = "exporter";
-const SECRET: &str = "sixteen-bytes-ok";

@@ -131,6 +131,7 @@ async fn zeroes_and_trims_hold_on_tgtd() {
     let zeroes = Operation::WriteZeroes {
         len: 2 << 20,
         no_hole: false,
+        fast: false,
         fua: true,
     };
     run(&mut lun, 1 << 20, zeroes).await.unwrap();
@@ -407,6 +408,7 @@ async fn what_was_flushed_or_forced_survives_a_power_cut() {
         let zeroes = Operation::WriteZeroes {
             len: 4096,
             no_hole: true,
+            fast: false,
             fua,
         };
         run(&mut lun, 4096, zeroes).await.unwrap();
@@ -460,6 +462,7 @@ async fn a_trim_and_zeroes_are_commands_and_not_data_where_the_target_can() {
     let zeroes = Operation::WriteZeroes {
         len: 48 << 20,
         no_hole: false,
+        fast: false,
         fua: false,
     };
     run(&mut lun, 0, zeroes).await.unwrap();

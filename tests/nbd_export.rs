@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use cinder_nbd::block::ErrorKind;
-use cinder_nbd::nbd::ExportOptions;
 use cinder_nbd::nbd::wire::{self, OptionHeader, Request, command, option};
+use cinder_nbd::nbd::{Endpoint, ExportOptions};
 use export::{Export, serve};
 use nbd_bed::{Medium, run, run_ok, wait_for};
 use serde_json::Value;
@@ -30,6 +30,8 @@ fn nbdinfo_sees_what_the_backend_can_do() {
     let uri = export.uri();
     let info: Value = serde_json::from_str(&run_ok("nbdinfo", &["--json", &uri])).unwrap();
     assert_eq!(info["protocol"], "newstyle-fixed");
+    assert_eq!(info["structured"], true);
+    assert_eq!(info["exports"][0]["contexts"][0], "base:allocation");
     let entry = &info["exports"][0];
     for (key, expected) in [
         ("export-name", Value::from("")),
@@ -45,9 +47,9 @@ fn nbdinfo_sees_what_the_backend_can_do() {
         ("can_multi_conn", Value::from(true)),
         ("can_trim", Value::from(true)),
         ("can_zero", Value::from(true)),
-        ("can_fast_zero", Value::from(false)),
-        ("can_cache", Value::from(false)),
-        ("can_df", Value::from(false)),
+        ("can_fast_zero", Value::from(true)),
+        ("can_cache", Value::from(true)),
+        ("can_df", Value::from(true)),
         ("block_size_minimum", Value::from(512)),
         ("block_size_preferred", Value::from(64 << 10)),
         ("block_size_maximum", Value::from(32 << 20)),
@@ -65,8 +67,10 @@ fn nbdinfo_sees_what_the_backend_can_do() {
         ("connect", 0),
         ("write", 0),
         ("multi-conn", 0),
-        ("structured-reply", 2),
-        ("cache", 2),
+        ("structured-reply", 0),
+        ("cache", 0),
+        ("df", 0),
+        ("fast-zero", 0),
     ] {
         let output = run("nbdinfo", &["--can", question, &uri]);
         assert_eq!(output.status.code(), Some(status), "can {question}");
@@ -234,8 +238,14 @@ refused(errno.EINVAL, h.pwrite, block, 0, flags=nbd.CMD_FLAG_NO_HOLE)
 refused(errno.EINVAL, h.trim, 512, size)
 refused(errno.EINVAL, h.trim, 512, 100)
 refused(errno.ENOSPC, h.zero, 512, size)
-refused(errno.EINVAL, h.zero, 512, 0, flags=nbd.CMD_FLAG_FAST_ZERO)
-refused(errno.EINVAL, h.cache, 512, 0)
+refused(errno.ENOTSUP, h.zero, 512, 0, flags=nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
+refused(errno.EINVAL, h.zero, 512, 0, flags=nbd.CMD_FLAG_DF)
+refused(errno.EINVAL, h.pread, 512, 0, flags=nbd.CMD_FLAG_REQ_ONE)
+refused(errno.EINVAL, h.cache, 512, size)
+refused(errno.EINVAL, h.cache, 511, 0)
+refused(errno.EINVAL, h.block_status, 512, size, lambda *args: 0)
+refused(errno.EINVAL, h.block_status, 512, 1, lambda *args: 0)
+refused(errno.EINVAL, h.block_status, 0, 0, lambda *args: 0)
 # After all that the connection is whole.
 h.pwrite(block, 512, flags=nbd.CMD_FLAG_FUA)
 assert h.pread(512, 512) == block
@@ -336,8 +346,8 @@ fn blocks_of_4096_bytes_are_kept_to() {
 #[test]
 fn a_failure_to_open_is_told_to_the_client() {
     let directory = tempfile::tempdir().unwrap();
-    let options = ExportOptions::new(directory.path().join("s"));
-    let socket = options.socket.clone();
+    let socket = directory.path().join("s");
+    let options = ExportOptions::new(&socket);
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let thread = std::thread::spawn(move || {
@@ -380,7 +390,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     let second = Export::with(&Medium::new(MIB), |options| {
-        options.socket.clone_from(&stale);
+        options.endpoints.push(Endpoint::Socket(stale.clone()));
     });
     wait_for("the new socket", || UnixStream::connect(&stale).is_ok());
     drop(second);

@@ -12,9 +12,10 @@ mod connection;
 
 use std::time::{Duration, Instant};
 
-use cinder_nbd::block::Geometry;
-use cinder_nbd::nbd::handshake::{Handshake, Progress};
-use cinder_nbd::nbd::transmission::{Command, Next, Step, Transmission};
+use bytes::BytesMut;
+use cinder_nbd::block::{Extent, Geometry};
+use cinder_nbd::nbd::handshake::{Handshake, Progress, Terms};
+use cinder_nbd::nbd::transmission::{Agreed, Command, Next, Step, Transmission};
 use iscsi::proto::chap::{CHANCE_BYTES, Challenge, OurChallenge};
 use iscsi::proto::discovery::{Discovery, DiscoveryStep};
 use iscsi::proto::login::{Established, Login, LoginStep};
@@ -415,7 +416,12 @@ pub fn nbd_options(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else {
         return;
     };
-    let mut handshake = Handshake::new();
+    // Its upper bits are the terms.
+    let mut handshake = Handshake::new(Terms {
+        name: if cut & 0x40 == 0 { "" } else { "v1" }.to_owned(),
+        tls: cut & 0x80 != 0,
+        ..Terms::default()
+    });
     let mut waiting = Vec::new();
     for piece in data.chunks(usize::from(*cut) + 1) {
         waiting.extend_from_slice(piece);
@@ -438,18 +444,35 @@ pub fn nbd_options(data: &[u8]) {
                         return;
                     }
                 }
-                Progress::Transmission | Progress::Ended => return,
+                Progress::StartTls => {
+                    handshake.handle_tls();
+                    assert_eq!(handshake.agreed(), Agreed::default());
+                }
+                Progress::Transmission => {
+                    let Agreed {
+                        structured_replies,
+                        base_allocation,
+                    } = handshake.agreed();
+                    assert!(structured_replies || !base_allocation);
+                    return;
+                }
+                Progress::Ended => return,
             }
         }
     }
 }
 
-/// An NBD client's side of the transmission phase. The first byte says which answers the backend gives.
+/// An NBD client's side of the transmission phase. The first byte says which answers the backend gives, and what was
+/// agreed on.
 pub fn nbd_requests(data: &[u8]) {
     let Some((mode, mut data)) = data.split_first() else {
         return;
     };
-    let mut transmission = Transmission::new(&GEOMETRY);
+    let agreed = Agreed {
+        structured_replies: mode & 0x40 != 0,
+        base_allocation: mode & 0x80 != 0,
+    };
+    let mut transmission = Transmission::new(&GEOMETRY, agreed);
     let mut under_way = Vec::new();
     loop {
         let Ok((used, step)) = transmission.handle_input(data) else {
@@ -497,26 +520,37 @@ fn complete(
 ) {
     let mut accepted = accepted;
     loop {
-        let bytes = match accepted.command {
-            Command::Read { len, .. } => usize::try_from(len).unwrap_or_default(),
+        let mut data = BytesMut::new();
+        match accepted.command {
+            Command::Read { len, .. } => data.resize(usize::try_from(len).unwrap_or_default(), 0),
+            Command::BlockStatus { len, .. } => Extent {
+                bytes: len,
+                is_hole: mode & 1 != 0,
+                reads_zero: true,
+            }
+            .pack(&mut data),
             Command::Write { .. }
             | Command::ZeroFill { .. }
             | Command::Flush
             | Command::Trim { .. }
-            | Command::WriteZeroes { .. } => 0,
-        };
+            | Command::WriteZeroes { .. }
+            | Command::Cache { .. } => {}
+        }
         let result = match mode % 3 {
             0 => Err(cinder_nbd::block::ErrorKind::Io),
-            _ => Ok(bytes),
+            _ => Ok(data),
         };
-        let sent = result.map_or(0, |bytes| bytes);
         match transmission.handle_completion(accepted.token, result) {
             Next::Submit(next) => {
                 check_range(next.command);
                 accepted = next;
             }
-            Next::Reply(_) => {
-                transmission.handle_sent(sent);
+            Next::Reply(reply) => {
+                let bytes: usize = reply.parts().iter().map(|part| part.len()).sum();
+                assert_eq!(bytes, reply.bytes());
+                if let Some(data) = reply.into_read_data() {
+                    transmission.handle_sent(data.len());
+                }
                 return;
             }
         }
@@ -531,7 +565,9 @@ fn check_range(command: Command) {
         | Command::Write { offset, len, .. }
         | Command::ZeroFill { offset, len, .. }
         | Command::Trim { offset, len }
-        | Command::WriteZeroes { offset, len, .. } => (offset, u64::from(len)),
+        | Command::WriteZeroes { offset, len, .. }
+        | Command::Cache { offset, len }
+        | Command::BlockStatus { offset, len, .. } => (offset, u64::from(len)),
     };
     assert!(offset + len <= GEOMETRY.size_bytes);
     assert!((offset | len).is_multiple_of(u64::from(GEOMETRY.block_bytes)));

@@ -9,9 +9,13 @@
 //! 2. Every request that `submit` took is completed exactly once, in any order.
 //! 3. The mapping of `ErrorKind` to an errno stands here and nowhere else.
 
+mod extent;
+
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
+
+pub use extent::Extent;
 
 /// What the backend can do and how large it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +29,8 @@ pub struct Geometry {
     /// Good I/O size in bytes, a hint, at least `block_bytes`.
     pub preferred_bytes: u32,
     /// The largest read or write in bytes that `submit` takes, at least `block_bytes`; larger ones the front
-    /// refuses. `Trim` and `WriteZeroes` carry no data and may cover any number of blocks up to `u32::MAX` bytes:
-    /// the backend splits them as its medium wants.
+    /// refuses. All others carry no data and may cover any number of blocks up to `u32::MAX` bytes: the backend
+    /// splits them as its medium wants.
     pub request_bytes_max: u32,
     /// Writes are refused.
     pub read_only: bool,
@@ -76,8 +80,23 @@ pub enum Operation {
         len: u32,
         #[doc = "Keep the range allocated."]
         no_hole: bool,
+        #[doc = "Fail with [`ErrorKind::NotFast`], at once, where it would take as long as writing zeroes."]
+        fast: bool,
         #[doc = "Force unit access."]
         fua: bool,
+    },
+    /// The range will soon be read: advice, which is answered well whether it is followed or not.
+    Cache {
+        #[doc = "Length in bytes."]
+        len: u32,
+    },
+    /// Which parts of the range hold data; answered with packed [`Extent`]s from the offset on, at least one,
+    /// and no further than the range.
+    BlockStatus {
+        #[doc = "Length in bytes, not zero."]
+        len: u32,
+        #[doc = "The first extent is enough."]
+        one: bool,
     },
 }
 
@@ -86,7 +105,7 @@ pub enum Operation {
 pub struct Completion {
     /// The front's number.
     pub token: u64,
-    /// For a read the filled buffer, else an empty one; or the kind of failure.
+    /// For a read the filled buffer, for a block status packed [`Extent`]s, else an empty one; or the kind of failure.
     pub result: Result<BytesMut, ErrorKind>,
 }
 
@@ -115,12 +134,15 @@ pub enum ErrorKind {
     /// We are going down.
     #[error("shutting down")]
     Shutdown,
+    /// Zeroes were wanted only if they are faster than writing them, and they are not.
+    #[error("no faster than writing zeroes")]
+    NotFast,
 }
 
 impl ErrorKind {
     /// The errno of this kind, as it goes on the wire: Linux's numbers, from the set that NBD clients must know.
     ///
-    /// `Unsupported` is `EINVAL` because the protocol keeps `ENOTSUP` for the fast-zero flag, which is never offered.
+    /// `Unsupported` is `EINVAL` because the protocol keeps `ENOTSUP` for the fast-zero flag.
     pub const fn errno(self) -> u32 {
         // proto.md: Error values.
         match self {
@@ -128,6 +150,7 @@ impl ErrorKind {
             Self::Io => 5,                                              // EIO
             Self::OutOfRange | Self::Unsupported | Self::Invalid => 22, // EINVAL
             Self::NoSpace => 28,                                        // ENOSPC
+            Self::NotFast => 95,                                        // ENOTSUP
             Self::Shutdown => 108,                                      // ESHUTDOWN
         }
     }
@@ -175,6 +198,7 @@ mod tests {
             (ErrorKind::Unsupported, 22),
             (ErrorKind::Invalid, 22),
             (ErrorKind::Shutdown, 108),
+            (ErrorKind::NotFast, 95),
         ];
         for (kind, errno) in table {
             // No arm for "the rest": a new kind does not compile until it has a row above.
@@ -185,7 +209,8 @@ mod tests {
                 | ErrorKind::ReadOnly
                 | ErrorKind::Unsupported
                 | ErrorKind::Invalid
-                | ErrorKind::Shutdown => {}
+                | ErrorKind::Shutdown
+                | ErrorKind::NotFast => {}
             }
             assert_eq!(kind.errno(), errno, "{kind:?}");
             assert!(

@@ -62,13 +62,17 @@ pub enum Verb {
         after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0\n  cinder-nbd detach --all"
     )]
     Detach(Detach),
-    /// Serve a LUN as an NBD export on a Unix socket; needs no root, no kernel module and no daemon
+    /// Serve a LUN as an NBD export; needs no root, no kernel module and no daemon
     #[command(
-        long_about = "Serves a LUN as an NBD export on a Unix socket, in the foreground, for any NBD client (qemu, \
-            nbdcopy, nbdkit, nbd-client). Needs no root, no kernel module and no daemon. SIGTERM or SIGINT: no new \
-            clients, requests in flight are answered, caches flushed, logout.",
-        after_help = "Example:\n  cinder-nbd export --portal 192.0.2.10 --target iqn.2026-11.example:disk1 --lun 0 \
-            --socket /tmp/disk1.sock\n  nbdinfo 'nbd+unix:///?socket=/tmp/disk1.sock'"
+        long_about = "Serves a LUN as an NBD export, in the foreground, for any NBD client (qemu, nbdcopy, nbdkit, \
+            nbd-client): on Unix sockets, on TCP (beyond loopback with TLS only), on sockets that systemd passes, or \
+            for one client on standard input and output. Prints the export's URIs when clients can connect. Needs no \
+            root, no kernel module and no daemon. SIGTERM or SIGINT: no new clients, requests in flight are answered, \
+            caches flushed, logout.",
+        after_help = "Examples:\n  cinder-nbd export --portal 192.0.2.10 --target iqn.2026-11.example:disk1 --lun 0 \
+            --socket /tmp/disk1.sock\n  nbdinfo 'nbd+unix:///?socket=/tmp/disk1.sock'\n\n  cinder-nbd export --portal \
+            192.0.2.10 --target iqn.2026-11.example:disk1 --lun 0 \\\n    --listen 0.0.0.0:10809 --tls-cert server.pem \
+            --tls-key server.key --tls-client-ca ca.pem\n  nbdinfo 'nbds://server.example/?tls-certificates=/etc/pki/me'"
     )]
     Export(Export),
     /// List the targets behind a portal
@@ -160,18 +164,68 @@ pub struct Export {
     /// Which LUN.
     #[command(flatten)]
     pub target: TargetOptions,
-    /// Where to listen
-    #[arg(long, value_name = "PATH")]
-    pub socket: PathBuf,
+    /// Where to be served.
+    #[command(flatten)]
+    pub place: ExportPlace,
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
+    /// The export's name; clients find it by this and by the empty name
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub export_name: String,
+    /// What clients are told of it, in a line for people
+    #[arg(long, value_name = "TEXT")]
+    pub export_description: Option<String>,
+    /// Connections at once, each with a session of its own; further ones are closed
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "stdio")]
+    pub connections: u16,
+    /// Whom to trust.
+    #[command(flatten)]
+    pub tls: TlsOptions,
     /// How the session is to be.
     #[command(flatten)]
     pub session: SessionOptions,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
+}
+
+/// Where an export is served: at least one of them.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct ExportPlace {
+    /// Listen on this Unix socket, for its owner alone
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Listen on TCP, port 0 for any; beyond loopback with TLS only; may be given several times
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Vec<String>,
+    /// Listen on the sockets that systemd, or who does as it does, has passed (LISTEN_FDS)
+    #[arg(long)]
+    pub socket_activation: bool,
+    /// Serve one client on standard input and output: one stream socket, or two pipes
+    #[arg(long, conflicts_with_all = ["socket", "listen", "socket_activation", "json"])]
+    pub stdio: bool,
+}
+
+/// TLS of an export.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TLS")]
+pub struct TlsOptions {
+    /// The server's certificate and those up to its authority, PEM; with it no client is served without TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Serve only clients with a certificate of this authority, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
 }
 
 /// How a session is to be, beyond where it goes.
@@ -311,6 +365,11 @@ mod tests {
             "detach --all --force".to_owned(),
             "supervise --config /etc/x".to_owned(),
             format!("export {target} --socket /tmp/s --read-only"),
+            format!("export {target} --listen 127.0.0.1:0 --listen [::1]:0 --connections 4"),
+            format!("export {target} --stdio --export-name disk1"),
+            format!(
+                "export {target} --socket-activation --tls-cert c --tls-key k --tls-client-ca a"
+            ),
             "discover --portal localhost".to_owned(),
             "list --json".to_owned(),
             "status --json".to_owned(),
@@ -343,6 +402,12 @@ mod tests {
             "export --socket /tmp/s".to_owned(),
             "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s"
                 .to_owned(),
+            format!("export {target} --connections 4"),
+            format!("export {target} --stdio --socket /tmp/s"),
+            format!("export {target} --stdio --json"),
+            format!("export {target} --listen 127.0.0.1:0 --tls-cert c"),
+            format!("export {target} --listen 127.0.0.1:0 --tls-client-ca c"),
+            format!("export {target} --socket /tmp/s --connections 0"),
             "discover".to_owned(),
             "detach".to_owned(),
             "detach v1 --all".to_owned(),

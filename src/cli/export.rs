@@ -1,7 +1,9 @@
-//! `export`: a LUN as an NBD export on a Unix socket, in the foreground.
+//! `export`: a LUN as an NBD export, in the foreground: on sockets of its own, on those it was given, or for one client
+//! on standard input and output.
 
-use anyhow::Context;
-use futures_util::FutureExt;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, bail};
 use iscsi::io::Path;
 use iscsi::proto::{IscsiName, SessionParams};
 use iscsi::scsi::LunAddress;
@@ -11,17 +13,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::arguments::Export;
+use super::arguments::{Export, ExportPlace};
 use super::output::{print, print_json};
 use super::secret;
 use crate::block::{Backend, Geometry};
 use crate::config::Config;
 use crate::lun::{Lun, LunSpec};
-use crate::nbd::{ExportOptions, serve_export};
+use crate::nbd::{self, Endpoint, ExportOptions, OpenError, Tls, serve_single};
+use crate::sys::inherited;
 use crate::volume::{lane_isid, session_params};
-
-/// qemu and nbdcopy open four; more than this is no client we know.
-const CONNECTIONS_MAX: usize = 16;
 
 pub(super) async fn run(config: &Config, options: Export) -> anyhow::Result<()> {
     let target = &options.target;
@@ -46,6 +46,8 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         lane_isid(Uuid::new_v4(), 0),
     );
     let spec = spec(config, options, session)?;
+    // What is wrong with the certificates or the sockets is said before anybody logs in.
+    let place = place(options)?;
     let shutdown = Shutdown::on_signals()?;
 
     // Once now, so that what is wrong is said at once and not to the first client.
@@ -59,27 +61,58 @@ async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
         () = shutdown.token.cancelled() => return Ok(()),
     };
 
-    let served = serve_export(
-        ExportOptions {
-            socket: options.socket.clone(),
-            connections_max: CONNECTIONS_MAX,
-        },
-        move || {
-            let mut spec = spec.clone();
-            // Every connection is a session of its own, so it needs a name of its own.
-            spec.session.isid = lane_isid(Uuid::new_v4(), 0);
-            async move { Ok(Lun::open(&spec).await?) }
-        },
-        shutdown.token(),
-    );
-    tokio::pin!(served);
-    // The socket is bound in the first poll: after it, a client can connect or there is an error to
-    // tell.
-    if let Some(ended) = (&mut served).now_or_never() {
-        return Ok(ended?);
+    let open = move || {
+        let mut spec = spec.clone();
+        // Every connection is a session of its own, so it needs a name of its own.
+        spec.session.isid = lane_isid(Uuid::new_v4(), 0);
+        async move { Ok::<_, OpenError>(Lun::open(&spec).await?) }
+    };
+    if options.place.stdio {
+        let both = (
+            std::io::stdin().as_fd().try_clone_to_owned()?,
+            std::io::stdout().as_fd().try_clone_to_owned()?,
+        );
+        return Ok(serve_single(place, both, open, shutdown.token()).await?);
     }
-    announce(options, &geometry)?;
-    Ok(served.await?)
+    // From here on a client can connect.
+    let export = nbd::Export::bind(place).await?;
+    announce(options, &export.uris(), &geometry)?;
+    export.serve(open, shutdown.token()).await;
+    Ok(())
+}
+
+/// Where and as what it is served.
+fn place(options: &Export) -> anyhow::Result<ExportOptions> {
+    let ExportPlace {
+        socket,
+        listen,
+        socket_activation,
+        ..
+    } = &options.place;
+    let mut endpoints = Vec::new();
+    if *socket_activation {
+        endpoints.extend(
+            inherited::take()
+                .into_iter()
+                .map(|passed| Endpoint::Inherited(passed.fd)),
+        );
+        if endpoints.is_empty() {
+            bail!(
+                "no socket was passed (LISTEN_FDS, LISTEN_PID): start it by a systemd socket unit or systemd-socket-activate, or use --socket or --listen"
+            );
+        }
+    }
+    endpoints.extend(socket.iter().cloned().map(Endpoint::Socket));
+    endpoints.extend(listen.iter().cloned().map(Endpoint::Tcp));
+    let mut place = ExportOptions::at(endpoints);
+    place.connections_max = usize::from(options.connections);
+    place.name.clone_from(&options.export_name);
+    place.description.clone_from(&options.export_description);
+    let tls = &options.tls;
+    if let (Some(certificate), Some(key)) = (&tls.tls_cert, &tls.tls_key) {
+        place.tls = Some(Tls::load(certificate, key, tls.tls_client_ca.as_deref())?);
+    }
+    Ok(place)
 }
 
 /// What the options say, and the configuration where they say nothing.
@@ -115,17 +148,17 @@ fn spec(config: &Config, options: &Export, session: SessionParams) -> anyhow::Re
     Ok(spec)
 }
 
-fn announce(options: &Export, geometry: &Geometry) -> anyhow::Result<()> {
-    let uri = format!("nbd+unix:///?socket={}", options.socket.display());
+fn announce(options: &Export, uris: &[String], geometry: &Geometry) -> anyhow::Result<()> {
     if options.show.json {
         return print_json(&json!({
-            "uri": uri,
+            "uri": uris.first(),
+            "uris": uris,
             "size_bytes": geometry.size_bytes,
             "block_bytes": geometry.block_bytes,
             "read_only": geometry.read_only,
         }));
     }
-    print(&uri)
+    print(&uris.join("\n"))
 }
 
 /// The wish to end, told by SIGTERM or SIGINT; listened for until dropped.

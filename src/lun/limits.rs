@@ -36,6 +36,12 @@ pub(super) struct Limits {
     pub(super) write_same: Option<WriteSameLimits>,
     /// No writes: the unit or we say so.
     pub(super) read_only: bool,
+    /// GET LBA STATUS tells something; whether the unit has it shows when it is asked.
+    pub(super) lba_status: bool,
+    /// What is not mapped reads as zeroes.
+    pub(super) unmapped_reads_zero: bool,
+    /// PRE-FETCH(16); whether the unit has it shows when it is asked.
+    pub(super) prefetch: bool,
 }
 
 /// How a write becomes stable before its answer.
@@ -75,11 +81,20 @@ impl Limits {
             unmap: info.unmap_limits(),
             write_same: info.write_same_limits(),
             read_only: read_only || info.mode.is_some_and(|mode| mode.write_protected),
+            // SBC-4 5.20: LBPME; without it all blocks are mapped.
+            lba_status: info.capacity.provisioning,
+            unmapped_reads_zero: info.unmapped_reads_zero(),
+            prefetch: true,
         }
     }
 }
 
 impl Limits {
+    /// Zeroes that cost the unit next to nothing.
+    pub(super) fn can_unmap_to_zeroes(&self) -> bool {
+        self.write_same.is_some_and(|same| same.unmap)
+    }
+
     /// Not told is taken for yes: a flush too many costs time, one too few costs data.
     pub(super) fn has_volatile_cache(&self) -> bool {
         self.write_cache != Some(false)

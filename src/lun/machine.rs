@@ -20,6 +20,7 @@
 
 mod job;
 mod remarks;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -295,6 +296,9 @@ impl Machine {
             Operation::Trim { len } | Operation::WriteZeroes { len, .. } => {
                 (usize::try_from(*len).unwrap_or(usize::MAX), true)
             }
+            Operation::Cache { len } | Operation::BlockStatus { len, .. } => {
+                (usize::try_from(*len).unwrap_or(usize::MAX), false)
+            }
         };
         let length = self.limits.block_length;
         let begin = length.lba_at(ByteCount(offset)).ok_or(ErrorKind::Invalid)?;
@@ -308,6 +312,15 @@ impl Machine {
         }
         if writes && self.limits.read_only {
             return Err(ErrorKind::ReadOnly);
+        }
+        if let Operation::WriteZeroes {
+            no_hole,
+            fast: true,
+            ..
+        } = operation
+            && (no_hole || !self.limits.can_unmap_to_zeroes())
+        {
+            return Err(ErrorKind::NotFast);
         }
         Ok(Active::new(token, operation, begin, blocks, &self.limits))
     }
@@ -354,13 +367,25 @@ impl Machine {
             return;
         };
         match outcome {
-            Ok(Data::In(piece)) => active.handle_piece(task.lba, piece),
+            Ok(Data::In(piece)) => active.handle_piece(task.lba, piece, &self.limits),
             Ok(Data::Out(_) | Data::None) => {}
             Err(kind) if active.is_write_same() && refuses_command(sense) => {
                 // It was told that the unit can, and it cannot: send the zeroes from now on.
                 self.limits.write_same = None;
-                active.zero_by_writing();
+                if active.is_fast() {
+                    active.fail(ErrorKind::NotFast);
+                } else {
+                    active.zero_by_writing();
+                }
                 tracing::debug!(%kind, "WRITE SAME(16) is refused; zeroes are sent instead");
+            }
+            Err(_) if active.is_prefetch() => {
+                self.limits.prefetch &= !refuses_command(sense);
+                active.leave_the_rest();
+            }
+            Err(_) if active.is_status() && refuses_command(sense) => {
+                self.limits.lba_status = false;
+                active.assume_allocated(&self.limits);
             }
             Err(_) if active.is_flushing() && can_do_without => {}
             Err(kind) => active.fail(kind),

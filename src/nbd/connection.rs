@@ -34,9 +34,9 @@ use super::front::Front;
 use super::pool::Pool;
 use super::stream::Stream;
 use super::transmission::{
-    Accepted, Command, Next, REQUESTS_MAX, Reply, Step, Transmission, Violation, ZERO_FILL_BYTES,
+    Accepted, Agreed, Command, Next, REQUESTS_MAX, Reply, Step, Transmission, Violation,
+    ZERO_FILL_BYTES,
 };
-use super::wire::SIMPLE_REPLY_BYTES;
 
 /// Bytes read ahead of parsing: 2,300 requests without payload, or fifteen writes of 4 KiB.
 const INPUT_BYTES: usize = 64 << 10;
@@ -79,7 +79,7 @@ pub(super) struct Connection<S> {
     pending: VecDeque<Request>,
     /// Payloads the backend has, by token: ours to use again when it is done.
     payloads: Vec<Option<Bytes>>,
-    replies: VecDeque<Outgoing>,
+    replies: VecDeque<Reply>,
     /// Bytes of the first reply that are sent already.
     sent: usize,
     pool: Pool,
@@ -95,11 +95,6 @@ pub(super) struct Connection<S> {
 struct Due {
     buffer: BytesMut,
     filled: usize,
-}
-
-struct Outgoing {
-    header: Reply,
-    data: BytesMut,
 }
 
 impl<S: Stream> Front for Connection<S> {
@@ -124,21 +119,9 @@ impl<S: Stream> Front for Connection<S> {
         if let Some(Ok(payload)) = self.payloads[token].take().map(Bytes::try_into_mut) {
             self.pool.put(payload);
         }
-        let (outcome, data) = match result {
-            Ok(data) => (Ok(data.len()), data),
-            Err(kind) => (Err(kind), BytesMut::new()),
-        };
-        match self.machine.handle_completion(token, outcome) {
+        match self.machine.handle_completion(token, result) {
             Next::Submit(accepted) => self.enqueue(accepted, Bytes::new()),
-            Next::Reply(header) => {
-                // A failed reply has no data, whatever the backend gave back.
-                let data = if header[4..8] == [0; 4] {
-                    data
-                } else {
-                    BytesMut::new()
-                };
-                self.reply(header, data);
-            }
+            Next::Reply(reply) => self.reply(reply),
         }
     }
 
@@ -167,10 +150,10 @@ impl<S: Stream> Front for Connection<S> {
 
 impl<S: Stream> Connection<S> {
     /// A connection whose handshake is over; `early` is what the client sent after it.
-    pub(super) fn new(stream: S, early: &[u8], geometry: &Geometry) -> Self {
+    pub(super) fn new(stream: S, early: &[u8], geometry: &Geometry, agreed: Agreed) -> Self {
         Self {
             stream,
-            machine: Transmission::new(geometry),
+            machine: Transmission::new(geometry, agreed),
             input: Input::new(early),
             due: None,
             pending: VecDeque::with_capacity(REQUESTS_MAX),
@@ -260,7 +243,7 @@ impl<S: Stream> Connection<S> {
                 }
                 Step::Submit(accepted) => self.enqueue(accepted, Bytes::new()),
                 Step::Payload(accepted) => self.begin_payload(accepted),
-                Step::Reply(header) => self.reply(header, BytesMut::new()),
+                Step::Reply(reply) => self.reply(reply),
                 Step::Disconnect => {
                     self.end.get_or_insert(End::Disconnected);
                     break;
@@ -305,8 +288,21 @@ impl<S: Stream> Connection<S> {
                 offset,
                 len,
                 no_hole,
+                fast,
                 fua,
-            } => (offset, Operation::WriteZeroes { len, no_hole, fua }),
+            } => {
+                let operation = Operation::WriteZeroes {
+                    len,
+                    no_hole,
+                    fast,
+                    fua,
+                };
+                (offset, operation)
+            }
+            Command::Cache { offset, len } => (offset, Operation::Cache { len }),
+            Command::BlockStatus { offset, len, one } => {
+                (offset, Operation::BlockStatus { len, one })
+            }
         };
         let token = u64::try_from(token).expect("tokens are below REQUESTS_MAX");
         self.pending.push_back(Request {
@@ -316,13 +312,12 @@ impl<S: Stream> Connection<S> {
         });
     }
 
-    fn reply(&mut self, header: Reply, data: BytesMut) {
-        let outgoing = Outgoing { header, data };
+    fn reply(&mut self, reply: Reply) {
         // The client is gone: the reply is done with as if it had been sent.
         if self.is_unheard() {
-            self.recycle(outgoing);
+            self.recycle(reply);
         } else {
-            self.replies.push_back(outgoing);
+            self.replies.push_back(reply);
         }
     }
 
@@ -334,11 +329,7 @@ impl<S: Stream> Connection<S> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
         let mut skip = self.sent;
-        for part in self
-            .replies
-            .iter()
-            .flat_map(|reply| [&reply.header[..], &reply.data[..]])
-        {
+        for part in self.replies.iter().flat_map(Reply::parts) {
             let skipped = skip.min(part.len());
             skip -= skipped;
             if skipped < part.len() {
@@ -382,19 +373,19 @@ impl<S: Stream> Connection<S> {
     fn advance(&mut self, bytes: usize) {
         self.sent += bytes;
         while let Some(first) = self.replies.front() {
-            let length = SIMPLE_REPLY_BYTES + first.data.len();
+            let length = first.bytes();
             if self.sent < length {
                 break;
             }
             self.sent -= length;
-            if let Some(outgoing) = self.replies.pop_front() {
-                self.recycle(outgoing);
+            if let Some(reply) = self.replies.pop_front() {
+                self.recycle(reply);
             }
         }
     }
 
-    fn recycle(&mut self, Outgoing { data, .. }: Outgoing) {
-        if !data.is_empty() {
+    fn recycle(&mut self, reply: Reply) {
+        if let Some(data) = reply.into_read_data() {
             self.machine.handle_sent(data.len());
             self.pool.put(data);
         }
@@ -421,8 +412,8 @@ impl<S: Stream> Connection<S> {
     fn discard_replies(&mut self) {
         self.sent = 0;
         self.is_unflushed = false;
-        while let Some(outgoing) = self.replies.pop_front() {
-            self.recycle(outgoing);
+        while let Some(reply) = self.replies.pop_front() {
+            self.recycle(reply);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Why an export or a kernel device failed: one line each, with the remedy.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::sys::netlink;
@@ -46,13 +47,39 @@ pub enum Error {
     #[error("the nbd driver needs CAP_SYS_ADMIN in the initial user namespace: run as root")]
     NotPermitted,
     /// The export's socket cannot be made.
-    #[error("cannot listen on {}", socket.display())]
+    #[error("cannot listen on {place}")]
     Listen {
-        /// Its path.
-        socket: PathBuf,
+        /// Its path or address.
+        place: String,
         /// What the system said.
         source: io::Error,
     },
+    /// Strangers would be served in the clear.
+    #[error(
+        "{0} can be reached from other hosts and has no TLS: give it a certificate and a key, or listen on loopback or a Unix socket"
+    )]
+    TlsRequired(SocketAddr),
+    /// A name or a description that clients could not be told.
+    #[error(
+        "the export's name or description has {bytes} bytes: at most {most} can be told to clients"
+    )]
+    TextTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// There is nothing to listen on.
+    #[error("the export has nothing to listen on")]
+    NoEndpoints,
+    /// What a client was to be served on is no stream.
+    #[error(
+        "standard input and output are no connection: run it with two pipes or one stream socket on them"
+    )]
+    NoConnection(#[source] io::Error),
+    /// The only client was not served.
+    #[error("the client was not served: {0}")]
+    Client(String),
     /// The system has no sockets or threads left for a lane.
     #[error("cannot start a lane")]
     Lane(#[source] io::Error),

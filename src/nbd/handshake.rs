@@ -18,16 +18,18 @@
 //! 1. An option that is refused is skipped to its last byte, so the next header is where it should be.
 //! 2. Nothing is allocated by a length that the peer names: data are collected up to `OPTION_BYTES_MAX`.
 //! 3. The export is opened when it is asked for and at most once a connection; `LIST` opens nothing.
-//! 4. There is one export, and its name is the empty one.
+//! 4. There is one export. The empty name is always its, and the one in the terms too.
+//! 5. Where the terms demand TLS, nothing but `STARTTLS` and `ABORT` is done before it, and what was said before it is
+//!    forgotten with it.
 //!
 //! What it does not do: read or write a socket, or open a backend (`export`).
 
 use crate::block::Geometry;
 
-use super::transmission::payload_bytes_max;
+use super::transmission::{Agreed, BASE_ALLOCATION, payload_bytes_max};
 use super::wire::{
     self, EXPORT_NAME_PADDING_BYTES, OPTION_HEADER_BYTES, OptionHeader, STRING_BYTES_MAX,
-    handshake_flag, info, option, reply, transmission_flags,
+    export_flags, handshake_flag, info, option, reply,
 };
 
 /// Options a connection may send. libnbd's tools send about ten; chosen freely above that.
@@ -64,6 +66,33 @@ pub enum Violation {
     /// An option that only a fixed newstyle client may send.
     #[error("option {0} from a client that did not say it speaks fixed newstyle")]
     NotFixedNewstyle(u32),
+    /// The export was asked for in the clear, in the way that has no answer for a refusal.
+    #[error("the export was asked for by EXPORT_NAME, without TLS")]
+    TlsRequired,
+    /// Options that would be taken for the beginning of TLS, or that somebody in between put there.
+    #[error("bytes between STARTTLS and its answer")]
+    BytesBeforeTls,
+}
+
+/// What the export says of itself, and what it demands of its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Its name, at most [`STRING_BYTES_MAX`] bytes; by the empty one it is always found.
+    pub name: String,
+    /// A line for people.
+    pub description: String,
+    /// TLS is offered, and demanded.
+    pub tls: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            description: "block device served by cinder-nbd".to_owned(),
+            tls: false,
+        }
+    }
 }
 
 /// What the driver does next.
@@ -73,6 +102,8 @@ pub enum Progress {
     NeedInput,
     /// The export is asked for: open it and call [`Handshake::handle_export`].
     OpenExport,
+    /// Send what there is to send, change to TLS, then call [`Handshake::handle_tls`].
+    StartTls,
     /// The handshake is over; what follows in the input are requests.
     Transmission,
     /// The client left, or was told why not: send what there is to send, then close.
@@ -82,7 +113,11 @@ pub enum Progress {
 /// The machine.
 #[derive(Debug)]
 pub struct Handshake {
+    terms: Terms,
     state: State,
+    agreed: Agreed,
+    /// TLS is on.
+    is_secure: bool,
     fixed_newstyle: bool,
     no_zeroes: bool,
     options: u32,
@@ -98,16 +133,20 @@ enum State {
     Data(OptionHeader),
     Skip(u32),
     AwaitExport(OptionHeader),
+    AwaitTls,
     Transmission,
     Ended,
 }
 
 impl Handshake {
     /// A new connection; the greeting is the first output.
-    pub fn new() -> Self {
+    pub fn new(terms: Terms) -> Self {
         let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
         Self {
+            terms,
             state: State::ClientFlags,
+            agreed: Agreed::default(),
+            is_secure: false,
             fixed_newstyle: false,
             no_zeroes: false,
             options: 0,
@@ -162,6 +201,9 @@ impl Handshake {
                     self.state = State::Option;
                 }
                 State::AwaitExport(_) => return Ok((used, Progress::OpenExport)),
+                // What came in the clear must not be taken for what came through TLS.
+                State::AwaitTls if !rest.is_empty() => return Err(Violation::BytesBeforeTls),
+                State::AwaitTls => return Ok((used, Progress::StartTls)),
                 State::Transmission => return Ok((used, Progress::Transmission)),
                 State::Ended => return Ok((used, Progress::Ended)),
             }
@@ -193,6 +235,22 @@ impl Handshake {
         }
     }
 
+    /// TLS is on: what the client said before is forgotten (proto.md: `NBD_OPT_STARTTLS`).
+    ///
+    /// # Panics
+    /// The machine did not ask for it (a bug of the driver).
+    pub fn handle_tls(&mut self) {
+        assert_eq!(self.state, State::AwaitTls, "TLS that nobody asked for");
+        self.is_secure = true;
+        self.agreed = Agreed::default();
+        self.next_option();
+    }
+
+    /// What was agreed on beyond the export.
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
     /// What is to be sent; empty when there is nothing.
     pub fn poll_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
@@ -221,15 +279,29 @@ impl Handshake {
             return Err(Violation::NotFixedNewstyle(option));
         }
         let too_long = Violation::OptionTooLong { option, length };
+        let in_the_clear = self.terms.tls && !self.is_secure;
         match option {
+            option::EXPORT_NAME if in_the_clear => return Err(Violation::TlsRequired),
             option::EXPORT_NAME if length > STRING_BYTES_MAX => return Err(too_long),
             _ if length > OPTION_SKIP_BYTES_MAX => return Err(too_long),
+            // proto.md: TLS versions, FORCEDTLS.
+            _ if in_the_clear && !matches!(option, option::STARTTLS | option::ABORT) => {
+                let why = b"this server does nothing without TLS: begin with STARTTLS";
+                self.reply(option, reply::ERR_TLS_REQD, why);
+                self.state = State::Skip(length);
+            }
+            option::STARTTLS if !self.terms.tls => {
+                self.refuse(option, length, b"this server has no TLS here");
+            }
             option::EXPORT_NAME
             | option::ABORT
             | option::LIST
+            | option::STARTTLS
             | option::INFO
             | option::GO
-            | option::STRUCTURED_REPLY => {
+            | option::STRUCTURED_REPLY
+            | option::LIST_META_CONTEXT
+            | option::SET_META_CONTEXT => {
                 if length > OPTION_BYTES_MAX {
                     self.reply(
                         option,
@@ -242,16 +314,8 @@ impl Handshake {
                     self.state = State::Data(header);
                 }
             }
-            // STARTTLS, meta contexts, extended headers and whatever comes: this server does not have them.
-            // proto.md: Option types, NBD_REP_ERR_UNSUP.
-            _ => {
-                self.reply(
-                    option,
-                    reply::ERR_UNSUP,
-                    b"this server does not have that option",
-                );
-                self.state = State::Skip(length);
-            }
+            // Extended headers and whatever comes: this server does not have them.
+            _ => self.refuse(option, length, b"this server does not have that option"),
         }
         Ok(())
     }
@@ -269,20 +333,70 @@ impl Handshake {
                 self.state = State::Ended;
                 return Ok(());
             }
-            option::LIST if header.length == 0 => {
-                // One export: the default one, whose name has no bytes.
-                self.reply(header.option, reply::SERVER, &0_u32.to_be_bytes());
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                if let Err(why) = self.handle_meta_context(header.option) {
+                    self.reply(header.option, reply::ERR_INVALID, why);
+                }
+            }
+            // What is left are LIST, STARTTLS and STRUCTURED_REPLY.
+            option if header.length > 0 => {
+                self.reply(option, reply::ERR_INVALID, b"this option has no data");
+            }
+            option::LIST => {
+                let server = string(self.terms.name.as_bytes());
+                self.reply(header.option, reply::SERVER, &server);
                 self.reply(header.option, reply::ACK, &[]);
             }
-            option::LIST => self.reply(header.option, reply::ERR_INVALID, b"LIST has no data"),
-            _ => self.reply(header.option, reply::ERR_UNSUP, b"simple replies only"),
+            option::STARTTLS if self.is_secure => {
+                self.reply(header.option, reply::ERR_INVALID, b"TLS is on already");
+            }
+            option::STARTTLS => {
+                self.reply(header.option, reply::ACK, &[]);
+                self.state = State::AwaitTls;
+                return Ok(());
+            }
+            option => {
+                self.agreed.structured_replies = true;
+                self.reply(option, reply::ACK, &[]);
+            }
         }
         self.next_option();
         Ok(())
     }
 
+    /// proto.md: `NBD_OPT_LIST_META_CONTEXT`, `NBD_OPT_SET_META_CONTEXT`. There is one context.
+    fn handle_meta_context(&mut self, option: u32) -> Result<(), &'static [u8]> {
+        let is_set = option == option::SET_META_CONTEXT;
+        // A choice that fails leaves none.
+        self.agreed.base_allocation &= !is_set;
+        if !self.agreed.structured_replies {
+            return Err(b"contexts need structured replies: ask for them first");
+        }
+        let query =
+            ContextQuery::parse(&self.data).ok_or(b"malformed name or queries".as_slice())?;
+        if !self.is_ours(query.name) {
+            self.unknown(option);
+            return Ok(());
+        }
+        let whole = query.has(BASE_ALLOCATION_NAME);
+        let found = if is_set {
+            whole
+        } else {
+            // All contexts, all of a namespace, or one.
+            query.queries.is_empty() || query.has(BASE_NAMESPACE) || whole
+        };
+        if found {
+            let id = if is_set { BASE_ALLOCATION } else { 0 };
+            let context = [&id.to_be_bytes()[..], BASE_ALLOCATION_NAME].concat();
+            self.reply(option, reply::META_CONTEXT, &context);
+        }
+        self.agreed.base_allocation |= is_set && found;
+        self.reply(option, reply::ACK, &[]);
+        Ok(())
+    }
+
     fn handle_export_name(&mut self, header: OptionHeader) -> Result<(), Violation> {
-        if !self.data.is_empty() {
+        if !self.is_ours(&self.data) {
             return Err(Violation::UnknownExport);
         }
         let Some(geometry) = &self.export else {
@@ -291,8 +405,8 @@ impl Handshake {
         };
         self.output
             .extend_from_slice(&geometry.size_bytes.to_be_bytes());
-        self.output
-            .extend_from_slice(&transmission_flags(geometry).to_be_bytes());
+        let flags = export_flags(geometry, self.agreed.structured_replies);
+        self.output.extend_from_slice(&flags.to_be_bytes());
         if !self.no_zeroes {
             self.output
                 .extend_from_slice(&[0; EXPORT_NAME_PADDING_BYTES]);
@@ -310,9 +424,8 @@ impl Handshake {
             );
             return self.next_option();
         };
-        if !query.name.is_empty() {
-            let why = b"this server has one export, the default one: ask for the empty name";
-            self.reply(header.option, reply::ERR_UNKNOWN, why);
+        if !self.is_ours(query.name) {
+            self.unknown(header.option);
             return self.next_option();
         }
         let Some(geometry) = self.export.clone() else {
@@ -324,16 +437,18 @@ impl Handshake {
 
         let mut data = info::EXPORT.to_be_bytes().to_vec();
         data.extend_from_slice(&geometry.size_bytes.to_be_bytes());
-        data.extend_from_slice(&transmission_flags(&geometry).to_be_bytes());
+        let flags = export_flags(&geometry, self.agreed.structured_replies);
+        data.extend_from_slice(&flags.to_be_bytes());
         self.reply(header.option, reply::INFO, &data);
         // Sent whether asked for or not: requests off these limits are refused, so the client should know them.
         self.reply(header.option, reply::INFO, &block_size_info(&geometry));
         if wants_name {
-            self.reply(header.option, reply::INFO, &info::NAME.to_be_bytes());
+            let name = [&info::NAME.to_be_bytes()[..], self.terms.name.as_bytes()].concat();
+            self.reply(header.option, reply::INFO, &name);
         }
         if wants_description {
             let mut data = info::DESCRIPTION.to_be_bytes().to_vec();
-            data.extend_from_slice(b"block device served by cinder-nbd");
+            data.extend_from_slice(self.terms.description.as_bytes());
             self.reply(header.option, reply::INFO, &data);
         }
         self.reply(header.option, reply::ACK, &[]);
@@ -348,6 +463,21 @@ impl Handshake {
         self.state = State::Option;
     }
 
+    fn is_ours(&self, name: &[u8]) -> bool {
+        name.is_empty() || name == self.terms.name.as_bytes()
+    }
+
+    fn unknown(&mut self, option: u32) {
+        let why = b"this server has one export: ask for the empty name, or list it";
+        self.reply(option, reply::ERR_UNKNOWN, why);
+    }
+
+    // proto.md: Option types, NBD_REP_ERR_UNSUP.
+    fn refuse(&mut self, option: u32, length: u32, why: &[u8]) {
+        self.reply(option, reply::ERR_UNSUP, why);
+        self.state = State::Skip(length);
+    }
+
     fn reply(&mut self, option: u32, kind: u32, data: &[u8]) {
         // An error's text is a string of the protocol and as such limited.
         let data = &data[..data.len().min(usize_of(STRING_BYTES_MAX))];
@@ -355,12 +485,6 @@ impl Handshake {
         self.output
             .extend_from_slice(&wire::option_reply(option, kind, length));
         self.output.extend_from_slice(data);
-    }
-}
-
-impl Default for Handshake {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -372,8 +496,7 @@ struct InfoQuery<'a> {
 
 impl<'a> InfoQuery<'a> {
     fn parse(data: &'a [u8]) -> Option<Self> {
-        let (length, rest) = data.split_first_chunk::<4>()?;
-        let (name, rest) = rest.split_at_checked(usize_of(u32::from_be_bytes(*length)))?;
+        let (name, rest) = split_string(data)?;
         let (count, kinds) = rest.split_first_chunk::<2>()?;
         (kinds.len() == 2 * usize::from(u16::from_be_bytes(*count))).then_some(Self { name, kinds })
     }
@@ -384,6 +507,46 @@ impl<'a> InfoQuery<'a> {
             .any(|bytes| bytes == kind.to_be_bytes())
     }
 }
+
+/// The data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`: name, u32 count, count queries; name and queries are strings.
+struct ContextQuery<'a> {
+    name: &'a [u8],
+    queries: Vec<&'a [u8]>,
+}
+
+impl<'a> ContextQuery<'a> {
+    fn parse(data: &'a [u8]) -> Option<Self> {
+        let (name, rest) = split_string(data)?;
+        let (count, mut rest) = rest.split_first_chunk::<4>()?;
+        // Each query takes four bytes at least, so that this ends however many were announced.
+        let mut queries = Vec::new();
+        for _ in 0..u32::from_be_bytes(*count) {
+            let (query, after) = split_string(rest)?;
+            queries.push(query);
+            rest = after;
+        }
+        rest.is_empty().then_some(Self { name, queries })
+    }
+
+    fn has(&self, query: &[u8]) -> bool {
+        self.queries.contains(&query)
+    }
+}
+
+/// A string of the protocol: u32 length and bytes; and what follows it.
+fn split_string(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = data.split_first_chunk::<4>()?;
+    rest.split_at_checked(usize_of(u32::from_be_bytes(*length)))
+}
+
+fn string(bytes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bytes.len()).expect("our strings are short");
+    [&length.to_be_bytes()[..], bytes].concat()
+}
+
+// proto.md: Metadata querying: namespace and leaf.
+const BASE_NAMESPACE: &[u8] = b"base:";
+const BASE_ALLOCATION_NAME: &[u8] = b"base:allocation";
 
 // proto.md: Block size constraints. Least and preferred are powers of two, the largest a multiple of the least.
 fn block_size_info(geometry: &Geometry) -> Vec<u8> {

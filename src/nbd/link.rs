@@ -50,8 +50,9 @@ use super::connection::End;
 use super::front::Front;
 use super::journal::{Journal, SLOTS, now_s};
 use super::pool::Pool;
+use super::reply::Reply;
 use super::transmission::{
-    Accepted, Command, Next, REQUESTS_MAX, Reply, Step, Transmission, ZERO_FILL_BYTES,
+    Accepted, Agreed, Command, Next, REQUESTS_MAX, Step, Transmission, ZERO_FILL_BYTES,
 };
 use super::wire::{REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, simple_reply};
 
@@ -129,7 +130,7 @@ struct UnderWay {
 
 struct Outgoing {
     slot: usize,
-    header: Reply,
+    header: [u8; SIMPLE_REPLY_BYTES],
     errno: u32,
     data: BytesMut,
     since_s: u64,
@@ -176,16 +177,13 @@ impl Front for Link {
     /// A completion becomes a reply, or the next part of its request.
     fn complete(&mut self, Completion { token, result }: Completion) {
         let token = usize::try_from(token).expect("tokens are small and our own");
-        let (outcome, data) = match result {
-            Ok(data) => (Ok(data.len()), data),
-            Err(kind) => (Err(kind), BytesMut::new()),
-        };
-        match self.machine.handle_completion(token, outcome) {
+        match self.machine.handle_completion(token, result) {
             Next::Submit(accepted) => self.enqueue(accepted),
-            Next::Reply(header) => {
+            Next::Reply(reply) => {
                 let done = self.under_way[token].take();
                 let done = done.expect("the backend completes what it was given, once");
-                self.finish(done, errno_of(&header), data);
+                let errno = errno_of(&reply);
+                self.finish(done, errno, reply.into_read_data().unwrap_or_default());
             }
         }
     }
@@ -232,7 +230,7 @@ impl Link {
             relinker,
             relinks: 0,
             standing: None,
-            machine: Transmission::new(geometry),
+            machine: Transmission::new(geometry, Agreed::default()),
             journal,
             waiting: None,
             due: None,
@@ -383,9 +381,9 @@ impl Link {
                 self.waiting = Some((request, accepted));
                 Some(true)
             }
-            Step::Reply(header) => {
+            Step::Reply(reply) => {
                 self.refused = None;
-                let errno = errno_of(&header);
+                let errno = errno_of(&reply);
                 let slot = self.journal.begin(&request, at, None);
                 self.journal.done(slot, errno);
                 self.journal.consume(used);
@@ -463,8 +461,21 @@ impl Link {
                 offset,
                 len,
                 no_hole,
+                fast,
                 fua,
-            } => (offset, Operation::WriteZeroes { len, no_hole, fua }),
+            } => {
+                let operation = Operation::WriteZeroes {
+                    len,
+                    no_hole,
+                    fast,
+                    fua,
+                };
+                (offset, operation)
+            }
+            Command::Cache { offset, len } => (offset, Operation::Cache { len }),
+            Command::BlockStatus { offset, len, one } => {
+                (offset, Operation::BlockStatus { len, one })
+            }
         };
         self.pending.push_back(BackendRequest {
             token: wide(token),
@@ -778,9 +789,11 @@ fn available(stream: &UnixStream) -> io::Result<usize> {
     })
 }
 
-fn errno_of(header: &Reply) -> u32 {
-    let [_, _, _, _, a, b, c, d, ..] = *header;
-    u32::from_be_bytes([a, b, c, d])
+/// proto.md: Simple reply message: magic, error, cookie. The kernel agrees on nothing else.
+fn errno_of(reply: &Reply) -> u32 {
+    let [header, _] = reply.parts();
+    let error = header.get(4..8).and_then(|bytes| bytes.try_into().ok());
+    u32::from_be_bytes(error.expect("a simple reply has an error in its header"))
 }
 
 fn wide(length: usize) -> u64 {

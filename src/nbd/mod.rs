@@ -1,23 +1,25 @@
-//! An NBD export: handshake and transmission as machines, the lane that drives them, the listener of an export on a
-//! Unix socket, and the kernel's device.
+//! An NBD export: handshake and transmission as machines, the lane that drives them, the listeners of an export, and
+//! the kernel's device.
 //!
 //! A room of its own because everything that speaks NBD is here, and nothing here knows what serves the blocks:
 //! `block::Backend` is all it sees of that.
 //!
 //! ```text
 //!  export (strangers)      kernel (netlink, sysfs)
-//!      |   \                   |
-//!  handshake \                 |
+//!  endpoint  \                 |
+//!  handshake   \               |
 //!               lane (one thread, one front, one backend)
 //!                 |
 //!             connection (a front)
 //!             |      |      \
 //!    transmission  stream   pool
+//!        reply      (tls)
 //!             |
 //!            wire
 //! ```
 
 mod connection;
+mod endpoint;
 mod error;
 mod export;
 mod front;
@@ -28,13 +30,17 @@ mod lane;
 mod link;
 mod pool;
 mod reclaim;
+mod reply;
 mod stream;
 mod thread;
+mod tls;
 pub mod transmission;
 pub mod wire;
 
 pub use connection::End;
+pub use endpoint::Endpoint;
 pub use error::Error;
-pub use export::{ExportOptions, OpenError, serve_export};
+pub use export::{Export, ExportOptions, OpenError, serve_export, serve_single};
 pub use kernel::{DeviceParams, Keeper, Keepsake, KernelDevice, LaneRemains};
 pub use reclaim::prepare_process;
+pub use tls::{Tls, TlsError};

@@ -10,8 +10,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::task::{Context, Poll, ready};
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+use tokio::io::{Interest, Join};
+use tokio::net::unix::pipe;
+use tokio::net::{TcpStream, UnixStream};
 
 /// A stream socket, driven by whoever polls it.
 pub(super) trait Stream {
@@ -42,21 +43,73 @@ pub(super) trait Stream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-impl Stream for UnixStream {
+/// The two kinds of sockets have the same faces, and no trait of theirs says so.
+macro_rules! stream_socket {
+    ($socket:ty) => {
+        impl Stream for $socket {
+            fn poll_read(
+                &mut self,
+                cx: &mut Context<'_>,
+                parts: &mut [IoSliceMut<'_>],
+            ) -> Poll<io::Result<usize>> {
+                let wanted = parts.iter().map(|part| part.len()).sum();
+                loop {
+                    ready!(self.poll_read_ready(cx))?;
+                    let mut got = 0;
+                    let outcome = self.try_io(Interest::READABLE, || {
+                        got = rustix::io::readv(&*self, parts)?;
+                        drained(got, wanted)
+                    });
+                    if let Some(outcome) = settled(outcome, got) {
+                        return Poll::Ready(outcome);
+                    }
+                }
+            }
+
+            fn poll_write(
+                &mut self,
+                cx: &mut Context<'_>,
+                parts: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                let wanted = parts.iter().map(|part| part.len()).sum();
+                loop {
+                    ready!(self.poll_write_ready(cx))?;
+                    let mut gone = 0;
+                    let outcome = self.try_io(Interest::WRITABLE, || {
+                        let mut control = SendAncillaryBuffer::default();
+                        let flags = SendFlags::NOSIGNAL;
+                        gone = rustix::net::sendmsg(&*self, parts, &mut control, flags)?;
+                        drained(gone, wanted)
+                    });
+                    if let Some(outcome) = settled(outcome, gone) {
+                        return Poll::Ready(outcome);
+                    }
+                }
+            }
+
+            fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Poll::Ready(Ok(()))
+            }
+        }
+    };
+}
+
+stream_socket!(UnixStream);
+stream_socket!(TcpStream);
+
+/// A pipe from the client and one to it.
+pub(super) type Pipes = Join<pipe::Receiver, pipe::Sender>;
+
+impl Stream for Pipes {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         parts: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wanted = parts.iter().map(|part| part.len()).sum();
         loop {
-            ready!(self.poll_read_ready(cx))?;
-            let mut got = 0;
-            let outcome = self.try_io(Interest::READABLE, || {
-                got = rustix::io::readv(&*self, parts)?;
-                drained(got, wanted)
-            });
-            if let Some(outcome) = settled(outcome, got) {
+            ready!(self.reader().poll_read_ready(cx))?;
+            let outcome = self.reader().try_read_vectored(parts);
+            if let Some(outcome) = settled_alone(outcome) {
                 return Poll::Ready(outcome);
             }
         }
@@ -67,16 +120,10 @@ impl Stream for UnixStream {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wanted = parts.iter().map(|part| part.len()).sum();
         loop {
-            ready!(self.poll_write_ready(cx))?;
-            let mut gone = 0;
-            let outcome = self.try_io(Interest::WRITABLE, || {
-                let mut control = SendAncillaryBuffer::default();
-                gone = rustix::net::sendmsg(&*self, parts, &mut control, SendFlags::NOSIGNAL)?;
-                drained(gone, wanted)
-            });
-            if let Some(outcome) = settled(outcome, gone) {
+            ready!(self.writer().poll_write_ready(cx))?;
+            let outcome = self.writer().try_write_vectored(parts);
+            if let Some(outcome) = settled_alone(outcome) {
                 return Poll::Ready(outcome);
             }
         }
@@ -102,6 +149,13 @@ fn settled(outcome: io::Result<()>, moved: usize) -> Option<io::Result<usize>> {
     match outcome {
         Ok(()) => Some(Ok(moved)),
         Err(_) if moved > 0 => Some(Ok(moved)),
+        Err(error) => settled_alone(Err(error)),
+    }
+}
+
+/// The same for a call that counts by itself.
+fn settled_alone(outcome: io::Result<usize>) -> Option<io::Result<usize>> {
+    match outcome {
         Err(error)
             if matches!(
                 error.kind(),
@@ -110,6 +164,6 @@ fn settled(outcome: io::Result<()>, moved: usize) -> Option<io::Result<usize>> {
         {
             None
         }
-        Err(error) => Some(Err(error)),
+        outcome => Some(outcome),
     }
 }

@@ -3,7 +3,7 @@
 //! A room of its own because all judgement of requests (flags, range, alignment, limits) stands here, and all
 //! book-keeping of what is under way; sockets and backends are the lane's.
 //! Source: `proto.md: Transmission`, `Request types`, `Error values`, `Ordering of messages and writes`.
-//! Read before changing: `lane.rs`, which drives this machine.
+//! Read before changing: `lane.rs`, which drives this machine; `reply.rs`, for what leaves.
 //!
 //! ```text
 //!           +--> Submit (no payload) ------------------------------+
@@ -20,11 +20,16 @@
 //! 4. An accepted request is answered once, and `FLUSH` only by the backend: it covers what was answered before.
 //! 5. `WRITE_ZEROES` and `TRIM` are answered whether offered or not: a kernel device keeps its limits from an
 //!    earlier connection and may send them. Zeroes the backend cannot make are written; a trim it cannot do is
-//!    done, for it promises nothing.
+//!    done, for it promises nothing. Only zeroes that must be fast are refused instead.
+//! 6. What was not agreed on in the handshake is not there: structured replies, and with them `DF` and `BLOCK_STATUS`.
 
-use crate::block::{ErrorKind, Geometry};
+use bytes::BytesMut;
 
-use super::wire::{self, REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, command, command_flag};
+use crate::block::{ErrorKind, Extent, Geometry};
+
+use super::wire::{self, REQUEST_BYTES, Request, command, command_flag};
+
+pub use super::reply::Reply;
 
 /// Requests under way on one connection: the kernel's queue depth for one socket (`drivers/block/nbd.c`: 128).
 pub const REQUESTS_MAX: usize = 128;
@@ -37,6 +42,18 @@ pub const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
 pub const SKIP_BYTES_MAX: u32 = 64 << 20;
 /// Zeroes written at a time for a backend that cannot make them; chosen freely, a good size of I/O.
 pub const ZERO_FILL_BYTES: u32 = 256 << 10;
+
+/// The number of the context `base:allocation`, the only one.
+pub const BASE_ALLOCATION: u32 = 1;
+
+/// What the handshake agreed on beyond the export itself. The kernel's device agreed on nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// Replies with data and errors are chunks.
+    pub structured_replies: bool,
+    /// The client chose `base:allocation`: it may ask for the block status.
+    pub base_allocation: bool,
+}
 
 /// The largest read or write for this device, a multiple of its block.
 pub fn payload_bytes_max(geometry: &Geometry) -> u32 {
@@ -101,8 +118,26 @@ pub enum Command {
         len: u32,
         /// Keep the range allocated.
         no_hole: bool,
+        /// Only if that is faster than writing zeroes.
+        fast: bool,
         /// Stable before the answer.
         fua: bool,
+    },
+    /// The range will soon be read.
+    Cache {
+        /// First byte.
+        offset: u64,
+        /// Length.
+        len: u32,
+    },
+    /// Which parts of the range hold data.
+    BlockStatus {
+        /// First byte.
+        offset: u64,
+        /// Length.
+        len: u32,
+        /// The first extent is enough.
+        one: bool,
     },
 }
 
@@ -115,11 +150,8 @@ pub struct Accepted {
     pub command: Command,
 }
 
-/// A simple reply, ready to be sent.
-pub type Reply = [u8; SIMPLE_REPLY_BYTES];
-
 /// What the driver does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// More bytes are needed.
     NeedInput,
@@ -136,9 +168,9 @@ pub enum Step {
 }
 
 /// What follows from a completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Send this; a successful read's data follow it.
+    /// Send this.
     Reply(Reply),
     /// The request has another part.
     Submit(Accepted),
@@ -148,6 +180,7 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Transmission {
     limits: Limits,
+    agreed: Agreed,
     state: State,
     stopped: bool,
     slots: Vec<Option<Slot>>,
@@ -175,15 +208,24 @@ enum State {
     /// Bytes of a refused write, and what is said after them.
     Skip {
         missing: u32,
-        reply: Reply,
+        cookie: u64,
+        refusal: Refusal,
     },
     Disconnected,
+}
+
+/// Why a request is not done.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    kind: ErrorKind,
+    why: &'static str,
 }
 
 /// A request under way.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     cookie: u64,
+    offset: u64,
     payload_bytes: u32,
     part: Part,
 }
@@ -191,8 +233,12 @@ struct Slot {
 /// What is left of a request after the part that the backend has.
 #[derive(Clone, Copy, Debug)]
 enum Part {
-    /// Nothing; and a read's data must have this length.
-    Last { read_bytes: u32 },
+    /// Nothing.
+    Last,
+    /// Nothing; the data must have this length.
+    Read { bytes: u32 },
+    /// Nothing; the extents must lie in this length.
+    Status { bytes: u32 },
     /// More zeroes to write.
     Zeroes { offset: u64, len: u32, fua: bool },
     /// A flush, because the backend's trim knows no FUA.
@@ -201,7 +247,7 @@ enum Part {
 
 impl Transmission {
     /// A connection whose handshake is over.
-    pub fn new(geometry: &Geometry) -> Self {
+    pub fn new(geometry: &Geometry, agreed: Agreed) -> Self {
         Self {
             limits: Limits {
                 size_bytes: geometry.size_bytes,
@@ -212,6 +258,7 @@ impl Transmission {
                 can_trim: geometry.can_trim,
                 can_write_zeroes: geometry.can_write_zeroes,
             },
+            agreed,
             state: State::Header,
             stopped: false,
             slots: vec![None; REQUESTS_MAX],
@@ -233,7 +280,7 @@ impl Transmission {
     pub fn handle_input(&mut self, input: &[u8]) -> Result<(usize, Step), Violation> {
         match self.state {
             State::Header => {}
-            State::Skip { missing, reply } => return Ok(self.skip(missing, reply, input)),
+            State::Skip { .. } => return Ok(self.skip(input)),
             State::Disconnected => return Ok((input.len(), Step::Disconnect)),
             State::Payload(_) => panic!("the payload that is due was given as a header"),
         }
@@ -245,8 +292,8 @@ impl Transmission {
             return Ok((0, Step::Full));
         }
         let step = self.handle_request(&request)?;
-        if let State::Skip { missing, reply } = self.state {
-            let (skipped, step) = self.skip(missing, reply, &input[REQUEST_BYTES..]);
+        if let State::Skip { .. } = self.state {
+            let (skipped, step) = self.skip(&input[REQUEST_BYTES..]);
             return Ok((REQUEST_BYTES + skipped, step));
         }
         Ok((REQUEST_BYTES, step))
@@ -282,40 +329,52 @@ impl Transmission {
         self.state = State::Header;
     }
 
-    /// The backend completed a command; for a read `Ok` carries the length of its data.
+    /// The backend completed a command, with what [`crate::block::Completion`] carries.
     ///
     /// A read's bytes stay counted until [`Self::handle_sent`].
     ///
     /// # Panics
     /// The token is not under way (a bug of the backend).
-    pub fn handle_completion(&mut self, token: usize, result: Result<usize, ErrorKind>) -> Next {
+    pub fn handle_completion(&mut self, token: usize, result: Result<BytesMut, ErrorKind>) -> Next {
         let slot = self.slots[token].expect("the backend completes what it was given, once");
-        let error = match (result, slot.part) {
-            (Ok(_), Part::Zeroes { offset, len, fua }) => {
-                return Next::Submit(self.zero_fill(token, offset, len, fua));
+        let data = match result {
+            Ok(data) => data,
+            Err(kind) => return self.fail(token, kind),
+        };
+        let has_length = |bytes: u32| u32::try_from(data.len()) == Ok(bytes);
+        let structured = self.agreed.structured_replies;
+        let Slot { cookie, offset, .. } = slot;
+        match slot.part {
+            Part::Zeroes { offset, len, fua } => {
+                Next::Submit(self.zero_fill(token, offset, len, fua))
             }
-            (Ok(_), Part::Flush) => {
-                self.set_part(token, Part::Last { read_bytes: 0 });
-                return Next::Submit(Accepted {
+            Part::Flush => {
+                self.set_part(token, Part::Last);
+                Next::Submit(Accepted {
                     token,
                     command: Command::Flush,
-                });
+                })
             }
-            (Ok(bytes), Part::Last { read_bytes }) => {
-                // Data of the wrong length, or after a write, would shift the stream: better a failed request.
-                let whole = u32::try_from(bytes) == Ok(read_bytes);
-                if whole { 0 } else { ErrorKind::Io.errno() }
+            Part::Read { bytes } if has_length(bytes) => {
+                self.release(token);
+                Next::Reply(if structured {
+                    Reply::offset_data(cookie, offset, data)
+                } else {
+                    Reply::data(cookie, data)
+                })
             }
-            (Err(kind), Part::Last { .. } | Part::Zeroes { .. } | Part::Flush) => kind.errno(),
-        };
-        self.release(token);
-        let Part::Last { read_bytes } = slot.part else {
-            return Next::Reply(wire::simple_reply(slot.cookie, error));
-        };
-        if error != 0 || read_bytes == 0 {
-            self.release_bytes(slot.payload_bytes);
+            Part::Status { bytes } if self.are_extents_of(&data, bytes) => {
+                self.release(token);
+                Next::Reply(Reply::block_status(cookie, BASE_ALLOCATION, data))
+            }
+            // What was never asked for would shift the stream: better a failed request.
+            Part::Last if data.is_empty() => {
+                self.release(token);
+                self.release_bytes(slot.payload_bytes);
+                Next::Reply(Reply::simple(cookie, 0))
+            }
+            Part::Read { .. } | Part::Status { .. } | Part::Last => self.fail(token, ErrorKind::Io),
         }
-        Next::Reply(wire::simple_reply(slot.cookie, error))
     }
 
     /// A read's data are sent, or thrown away with the connection.
@@ -356,10 +415,9 @@ impl Transmission {
             self.state = State::Disconnected;
             return Ok(Step::Disconnect);
         }
-        if let Err(kind) = self.judge(request) {
-            let reply = wire::simple_reply(request.cookie, kind.errno());
+        if let Err(refusal) = self.judge(request) {
             if request.command != command::WRITE || request.length == 0 {
-                return Ok(Step::Reply(reply));
+                return Ok(Step::Reply(self.refused(request.cookie, refusal)));
             }
             if request.length > SKIP_BYTES_MAX {
                 return Err(Violation::WriteTooLarge(request.length));
@@ -367,7 +425,8 @@ impl Transmission {
             // Not before the payload: libnbd knows no cookie of a request that it is still sending.
             self.state = State::Skip {
                 missing: request.length,
-                reply,
+                cookie: request.cookie,
+                refusal,
             };
             return Ok(Step::NeedInput);
         }
@@ -375,47 +434,52 @@ impl Transmission {
     }
 
     /// Throws a refused payload away, as far as it is here.
-    fn skip(&mut self, missing: u32, reply: Reply, input: &[u8]) -> (usize, Step) {
-        let take = u32::try_from(input.len()).unwrap_or(u32::MAX).min(missing);
+    fn skip(&mut self, input: &[u8]) -> (usize, Step) {
+        let State::Skip {
+            missing,
+            cookie,
+            refusal,
+        } = &mut self.state
+        else {
+            unreachable!("called in this state only");
+        };
+        let take = u32::try_from(input.len()).unwrap_or(u32::MAX).min(*missing);
         let used = usize::try_from(take).expect("not more than the input's length");
-        if take < missing {
-            self.state = State::Skip {
-                missing: missing - take,
-                reply,
-            };
+        *missing -= take;
+        if *missing > 0 {
             return (used, Step::NeedInput);
         }
+        let (cookie, refusal) = (*cookie, *refusal);
         self.state = State::Header;
-        (used, Step::Reply(reply))
+        (used, Step::Reply(self.refused(cookie, refusal)))
     }
 
     /// The one place where a request is judged; the first rule that fails names the error.
-    fn judge(&self, request: &Request) -> Result<(), ErrorKind> {
+    fn judge(&self, request: &Request) -> Result<(), Refusal> {
+        let refused = |kind, why| Err(Refusal { kind, why });
+        let invalid = |why| refused(ErrorKind::Invalid, why);
         let limits = &self.limits;
-        let writes = match request.command {
-            command::READ | command::FLUSH => false,
-            command::WRITE | command::TRIM | command::WRITE_ZEROES => true,
+        let Some(mut known) = self.flags_of(request.command) else {
             // proto.md: an unknown command is EINVAL.
-            _ => return Err(ErrorKind::Invalid),
+            return invalid("the command is not known, or was not agreed on");
         };
         if self.stopped {
-            return Err(ErrorKind::Shutdown);
+            return refused(ErrorKind::Shutdown, "the server is shutting down");
         }
-        // proto.md: Command flags. FUA is legal on any command once it was offered; NO_HOLE on WRITE_ZEROES.
-        let mut known = if limits.read_only {
-            0
-        } else {
-            command_flag::FUA
-        };
-        if request.command == command::WRITE_ZEROES {
-            known |= command_flag::NO_HOLE;
+        // proto.md: Command flags. FUA is legal on any command once it was offered.
+        if !limits.read_only {
+            known |= command_flag::FUA;
         }
         if request.flags & !known != 0 {
-            return Err(ErrorKind::Invalid);
+            return invalid("a flag that is not known for this command");
         }
         // proto.md: EPERM for a write to a read-only export.
-        if writes && limits.read_only {
-            return Err(ErrorKind::ReadOnly);
+        let is_write = matches!(
+            request.command,
+            command::WRITE | command::TRIM | command::WRITE_ZEROES
+        );
+        if is_write && limits.read_only {
+            return refused(ErrorKind::ReadOnly, "the export is read-only");
         }
         if request.command == command::FLUSH {
             // proto.md: NBD_CMD_FLUSH, offset and length are zero.
@@ -423,27 +487,94 @@ impl Transmission {
             return if zero {
                 Ok(())
             } else {
-                Err(ErrorKind::Invalid)
+                invalid("a flush has no offset and no length")
             };
         }
+        self.judge_range(request)?;
+        let fast = request.flags & command_flag::FAST_ZERO != 0;
+        if fast && !limits.can_write_zeroes {
+            return refused(ErrorKind::NotFast, "zeroes would be written one by one");
+        }
+        Ok(())
+    }
+
+    /// The flags of a command besides FUA; none if it is not known here.
+    fn flags_of(&self, command: u16) -> Option<u16> {
+        match command {
+            command::READ if self.agreed.structured_replies => Some(command_flag::DF),
+            command::READ | command::WRITE | command::FLUSH | command::TRIM | command::CACHE => {
+                Some(0)
+            }
+            command::WRITE_ZEROES => Some(command_flag::NO_HOLE | command_flag::FAST_ZERO),
+            // proto.md: NBD_CMD_BLOCK_STATUS, only after a context was chosen.
+            command::BLOCK_STATUS if self.agreed.base_allocation => Some(command_flag::REQ_ONE),
+            _ => None,
+        }
+    }
+
+    fn judge_range(&self, request: &Request) -> Result<(), Refusal> {
+        let invalid = |why| {
+            let kind = ErrorKind::Invalid;
+            Err(Refusal { kind, why })
+        };
+        let limits = &self.limits;
         let end = request.offset.checked_add(u64::from(request.length));
         if end.is_none_or(|end| end > limits.size_bytes) {
             // proto.md: ENOSPC where data would land past the end, EINVAL for READ and TRIM.
-            return Err(match request.command {
+            let kind = match request.command {
                 command::WRITE | command::WRITE_ZEROES => ErrorKind::NoSpace,
                 _ => ErrorKind::OutOfRange,
-            });
+            };
+            let why = "past the end of the export";
+            return Err(Refusal { kind, why });
         }
         let block = limits.block_bytes;
         if !request.offset.is_multiple_of(u64::from(block)) || !request.length.is_multiple_of(block)
         {
-            return Err(ErrorKind::Invalid);
+            return invalid("offset or length is no multiple of the smallest block");
         }
         let has_data = matches!(request.command, command::READ | command::WRITE);
         if has_data && request.length > limits.payload_bytes_max {
-            return Err(ErrorKind::Invalid);
+            return invalid("longer than the largest block");
+        }
+        if request.command == command::BLOCK_STATUS && request.length == 0 {
+            return invalid("the status of no bytes");
         }
         Ok(())
+    }
+
+    fn refused(&self, cookie: u64, Refusal { kind, why }: Refusal) -> Reply {
+        if self.agreed.structured_replies {
+            Reply::error(cookie, kind.errno(), why, None)
+        } else {
+            Reply::simple(cookie, kind.errno())
+        }
+    }
+
+    /// A request that was begun ends with an error.
+    fn fail(&mut self, token: usize, kind: ErrorKind) -> Next {
+        let slot = self.release(token);
+        self.release_bytes(slot.payload_bytes);
+        Next::Reply(if self.agreed.structured_replies {
+            // Of a read no byte is told, so from its first on nothing can be relied on.
+            let place = matches!(slot.part, Part::Read { .. }).then_some(slot.offset);
+            Reply::error(slot.cookie, kind.errno(), &kind.to_string(), place)
+        } else {
+            Reply::simple(slot.cookie, kind.errno())
+        })
+    }
+
+    /// What a client may rely on: at least one extent, none empty, none off the block, all within the request.
+    fn are_extents_of(&self, packed: &[u8], bytes: u32) -> bool {
+        let block = self.limits.block_bytes;
+        let mut sum = 0_u64;
+        let whole = packed.len().is_multiple_of(Extent::PACKED_BYTES);
+        whole
+            && Extent::unpack(packed).all(|extent| {
+                sum += u64::from(extent.bytes);
+                extent.bytes > 0 && extent.bytes.is_multiple_of(block)
+            })
+            && (1..=u64::from(bytes)).contains(&sum)
     }
 
     /// A legal request becomes a command, or is done at once.
@@ -454,65 +585,61 @@ impl Transmission {
             length: len,
             ..
         } = request;
-        let fua = request.flags & command_flag::FUA != 0;
-        let last = Part::Last { read_bytes: 0 };
-        let done = Step::Reply(wire::simple_reply(cookie, 0));
+        let has = |flag: u16| request.flags & flag != 0;
+        let fua = has(command_flag::FUA);
         // proto.md leaves requests of no length open; there is nothing to do, and nothing to fail.
         if len == 0 && request.command != command::FLUSH {
-            return done;
+            let structured = self.agreed.structured_replies && request.command == command::READ;
+            return Step::Reply(if structured {
+                Reply::done(cookie)
+            } else {
+                Reply::simple(cookie, 0)
+            });
         }
-        match request.command {
-            command::READ => {
-                let token = self.take(cookie, len, Part::Last { read_bytes: len });
-                Step::Submit(Accepted {
-                    token,
-                    command: Command::Read { offset, len },
-                })
+        let (payload_bytes, part, command) = match request.command {
+            command::READ => (
+                len,
+                Part::Read { bytes: len },
+                Command::Read { offset, len },
+            ),
+            command::WRITE => (len, Part::Last, Command::Write { offset, len, fua }),
+            command::TRIM if !self.limits.can_trim => return Step::Reply(Reply::simple(cookie, 0)),
+            command::TRIM if fua && self.limits.write_cache => {
+                (0, Part::Flush, Command::Trim { offset, len })
             }
-            command::WRITE => {
-                let token = self.take(cookie, len, last);
-                let accepted = Accepted {
-                    token,
-                    command: Command::Write { offset, len, fua },
-                };
-                self.state = State::Payload(accepted);
-                Step::Payload(accepted)
-            }
-            command::TRIM if !self.limits.can_trim => done,
-            command::TRIM => {
-                let flush = fua && self.limits.write_cache;
-                let token = self.take(cookie, 0, if flush { Part::Flush } else { last });
-                Step::Submit(Accepted {
-                    token,
-                    command: Command::Trim { offset, len },
-                })
-            }
+            command::TRIM => (0, Part::Last, Command::Trim { offset, len }),
             command::WRITE_ZEROES if self.limits.can_write_zeroes => {
-                let no_hole = request.flags & command_flag::NO_HOLE != 0;
-                let token = self.take(cookie, 0, last);
                 let command = Command::WriteZeroes {
                     offset,
                     len,
-                    no_hole,
+                    no_hole: has(command_flag::NO_HOLE),
+                    fast: has(command_flag::FAST_ZERO),
                     fua,
                 };
-                Step::Submit(Accepted { token, command })
+                (0, Part::Last, command)
             }
             command::WRITE_ZEROES => {
-                let token = self.take(cookie, 0, last);
-                Step::Submit(self.zero_fill(token, offset, len, fua))
+                let token = self.take(request, 0, Part::Last);
+                return Step::Submit(self.zero_fill(token, offset, len, fua));
+            }
+            command::CACHE => (0, Part::Last, Command::Cache { offset, len }),
+            command::BLOCK_STATUS => {
+                let one = has(command_flag::REQ_ONE);
+                let command = Command::BlockStatus { offset, len, one };
+                (0, Part::Status { bytes: len }, command)
             }
             // Only FLUSH is left: everything else was judged unknown. Without a volatile cache what was answered
             // is stable already.
-            _ if !self.limits.write_cache => done,
-            _ => {
-                let token = self.take(cookie, 0, last);
-                Step::Submit(Accepted {
-                    token,
-                    command: Command::Flush,
-                })
-            }
+            _ if !self.limits.write_cache => return Step::Reply(Reply::simple(cookie, 0)),
+            _ => (0, Part::Last, Command::Flush),
+        };
+        let token = self.take(request, payload_bytes, part);
+        let accepted = Accepted { token, command };
+        if request.command == command::WRITE {
+            self.state = State::Payload(accepted);
+            return Step::Payload(accepted);
         }
+        Step::Submit(accepted)
     }
 
     /// The next stretch of zeroes; what is left after it is remembered.
@@ -520,7 +647,7 @@ impl Transmission {
         let now = len.min(ZERO_FILL_BYTES.max(self.limits.block_bytes));
         let rest = len - now;
         let part = if rest == 0 {
-            Part::Last { read_bytes: 0 }
+            Part::Last
         } else {
             Part::Zeroes {
                 offset: offset + u64::from(now),
@@ -539,10 +666,11 @@ impl Transmission {
         }
     }
 
-    fn take(&mut self, cookie: u64, payload_bytes: u32, part: Part) -> usize {
+    fn take(&mut self, request: &Request, payload_bytes: u32, part: Part) -> usize {
         let token = self.free.pop().expect("has_room was asked before");
         self.slots[token] = Some(Slot {
-            cookie,
+            cookie: request.cookie,
+            offset: request.offset,
             payload_bytes,
             part,
         });

@@ -31,6 +31,8 @@ pub const OPTION_REPLY_BYTES: usize = 20;
 pub const REQUEST_BYTES: usize = 28;
 /// Length of a simple reply without its data.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
+/// Length of the header of a chunk of a structured reply.
+pub const CHUNK_BYTES: usize = 20;
 /// The zeroes after the answer to `EXPORT_NAME`, unless both sides said `NO_ZEROES`.
 pub const EXPORT_NAME_PADDING_BYTES: usize = 124;
 /// The longest string of the protocol, in bytes (proto.md: Values).
@@ -41,6 +43,7 @@ const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+const CHUNK_MAGIC: u32 = 0x668e_33ef;
 
 /// Handshake flags of server and client; both sides use the same two bits.
 pub mod handshake_flag {
@@ -66,6 +69,10 @@ pub mod option {
     pub const GO: u32 = 7;
     /// Structured replies.
     pub const STRUCTURED_REPLY: u32 = 8;
+    /// Name the metadata contexts.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Choose metadata contexts.
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Kinds of replies to options.
@@ -76,10 +83,14 @@ pub mod reply {
     pub const SERVER: u32 = 2;
     /// A piece of information on an export.
     pub const INFO: u32 = 3;
+    /// A metadata context.
+    pub const META_CONTEXT: u32 = 4;
     /// The option is not known.
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
-    /// The option's data are malformed.
+    /// The option's data are malformed, or this is not its time.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    /// Not before TLS.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     /// No such export, or it cannot be opened.
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     /// The option's data are too long.
@@ -114,8 +125,14 @@ pub mod transmission_flag {
     pub const SEND_TRIM: u16 = 1 << 5;
     /// `WRITE_ZEROES` is known.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    /// The flag `DF` is known.
+    pub const SEND_DF: u16 = 1 << 7;
     /// A flush on one connection covers what was answered on all.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// `CACHE` is known.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// The flag `FAST_ZERO` is known.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 /// Numbers of commands.
@@ -130,8 +147,12 @@ pub mod command {
     pub const FLUSH: u16 = 3;
     /// The range is no longer needed.
     pub const TRIM: u16 = 4;
+    /// The range will soon be read.
+    pub const CACHE: u16 = 5;
     /// The range shall read as zeroes.
     pub const WRITE_ZEROES: u16 = 6;
+    /// Which parts of the range hold data.
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of commands.
@@ -140,6 +161,26 @@ pub mod command_flag {
     pub const FUA: u16 = 1;
     /// Zeroes, but no hole.
     pub const NO_HOLE: u16 = 1 << 1;
+    /// A read's data in one chunk.
+    pub const DF: u16 = 1 << 2;
+    /// The first extent is enough.
+    pub const REQ_ONE: u16 = 1 << 3;
+    /// Zeroes only where that is faster than writing them.
+    pub const FAST_ZERO: u16 = 1 << 4;
+}
+
+/// Types of chunks.
+pub mod chunk {
+    /// Nothing but the end.
+    pub const NONE: u16 = 0;
+    /// An offset and the data from there on.
+    pub const OFFSET_DATA: u16 = 1;
+    /// A context's number and extents.
+    pub const BLOCK_STATUS: u16 = 5;
+    /// An error and its text.
+    pub const ERROR: u16 = (1 << 15) + 1;
+    /// An error, its text, and where it happened.
+    pub const ERROR_OFFSET: u16 = (1 << 15) + 2;
 }
 
 /// The server's first words (proto.md: Newstyle negotiation).
@@ -258,7 +299,33 @@ pub fn simple_reply(cookie: u64, error: u32) -> [u8; SIMPLE_REPLY_BYTES] {
     bytes
 }
 
-/// The transmission flags of a device as a network export; several connections may share it.
+/// The header of the only, and so the last, chunk of a structured reply; `length` bytes follow it.
+pub fn last_chunk(kind: u16, cookie: u64, length: u32) -> [u8; CHUNK_BYTES] {
+    const DONE: u16 = 1;
+    let mut bytes = [0; CHUNK_BYTES];
+    bytes[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
+    bytes[4..6].copy_from_slice(&DONE.to_be_bytes());
+    bytes[6..8].copy_from_slice(&kind.to_be_bytes());
+    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
+    bytes[16..].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// The transmission flags of a device as a network export: what the device can do, and what we do for it.
+pub fn export_flags(geometry: &Geometry, structured_replies: bool) -> u16 {
+    use transmission_flag as flag;
+    let mut flags = transmission_flags(geometry) | flag::SEND_CACHE;
+    if structured_replies {
+        flags |= flag::SEND_DF;
+    }
+    if !geometry.read_only {
+        // Zeroes that the device cannot make are written by us, or refused if they were to be fast.
+        flags |= flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
+    }
+    flags
+}
+
+/// The transmission flags of what the device itself can do; several connections may share it.
 pub fn transmission_flags(geometry: &Geometry) -> u16 {
     use transmission_flag as flag;
     // Each connection has its own session to the one device, and the device's cache is common to all sessions:
@@ -326,6 +393,16 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_is_laid_out_as_the_protocol_says() {
+        assert_eq!(
+            last_chunk(chunk::ERROR_OFFSET, 9, 0x102),
+            [
+                0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 1, 2
+            ]
+        );
+    }
+
+    #[test]
     fn a_wrong_magic_number_is_named() {
         let mut bytes = Request {
             flags: 0,
@@ -365,6 +442,14 @@ mod tests {
             }),
             0b1_0111_1101
         );
+        assert_eq!(export_flags(&geometry, true), 0b101_1001_0011);
+        let writable = Geometry {
+            read_only: false,
+            can_trim: false,
+            can_write_zeroes: false,
+            ..geometry
+        };
+        assert_eq!(export_flags(&writable, false), 0b1101_0101_1101);
     }
 
     proptest! {

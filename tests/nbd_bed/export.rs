@@ -23,9 +23,9 @@ impl Export {
 
     pub(crate) fn with(medium: &Medium, change: impl FnOnce(&mut ExportOptions)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut options = ExportOptions::new(directory.path().join("export.sock"));
+        let socket = directory.path().join("export.sock");
+        let mut options = ExportOptions::new(&socket);
         change(&mut options);
-        let socket = options.socket.clone();
         let shutdown = CancellationToken::new();
         let (medium, token) = (medium.clone(), shutdown.clone());
         let thread = std::thread::spawn(move || serve(options, medium, token));

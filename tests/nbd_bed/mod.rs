@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
-use cinder_nbd::block::{Backend, Completion, ErrorKind, Geometry, Operation, Request};
+use cinder_nbd::block::{Backend, Completion, ErrorKind, Extent, Geometry, Operation, Request};
 
 /// Requests a memory backend takes at once; fewer than a lane, so that lanes meet the limit.
 const SLOTS: usize = 32;
@@ -41,6 +41,8 @@ pub(crate) struct Counts {
     pub(crate) flushes: u32,
     pub(crate) trims: u32,
     pub(crate) zeroes: u32,
+    pub(crate) caches: u32,
+    pub(crate) statuses: u32,
 }
 
 impl Medium {
@@ -143,9 +145,13 @@ impl Backend for MemoryBackend {
             return Poll::Pending;
         };
         let token = request.token;
-        let result = match state.failing {
-            Some(kind) => Err(kind),
-            None => Ok(execute(&mut state, &self.medium.geometry, request)),
+        let result = match (state.failing, &request.operation) {
+            (Some(kind), _) => Err(kind),
+            // As a LUN: what keeps its space has to be written.
+            (None, Operation::WriteZeroes { fast, no_hole, .. }) if *fast && *no_hole => {
+                Err(ErrorKind::NotFast)
+            }
+            (None, _) => Ok(execute(&mut state, &self.medium.geometry, request)),
         };
         Poll::Ready(Completion { token, result })
     }
@@ -189,8 +195,37 @@ fn execute(state: &mut State, geometry: &Geometry, request: Request) -> BytesMut
             counts.fua += u32::from(fua);
             state.data[at..at + usize::try_from(len).unwrap()].fill(0);
         }
+        Operation::Cache { len } => {
+            counts.caches += 1;
+            assert!(at + usize::try_from(len).unwrap() <= state.data.len());
+        }
+        Operation::BlockStatus { len, one } => {
+            counts.statuses += 1;
+            return block_status(&state.data[at..at + usize::try_from(len).unwrap()], one);
+        }
     }
     BytesMut::new()
+}
+
+/// Stretches of 4 KiB that hold nothing but zeroes are holes; a few extents at a time, so that clients ask again.
+fn block_status(data: &[u8], one: bool) -> BytesMut {
+    let most = if one { 1 } else { 3 };
+    let mut packed = BytesMut::new();
+    for page in data.chunks(4096) {
+        let empty = page.iter().all(|byte| *byte == 0);
+        let extent = Extent {
+            bytes: u32::try_from(page.len()).unwrap(),
+            is_hole: empty,
+            reads_zero: empty,
+        };
+        let before = packed.len();
+        extent.pack(&mut packed);
+        if packed.len() > most * Extent::PACKED_BYTES {
+            packed.truncate(before);
+            break;
+        }
+    }
+    packed
 }
 
 /// Runs a program of the host to its end, at most two minutes; a missing one fails the test with what to install.

@@ -43,6 +43,7 @@ pub(crate) const INTEROP: &[&str] = &[
     "procps",
     "python3-libnbd",
     "qemu-utils",
+    "systemd",
     "tgt",
 ];
 /// The peers of the comparison, `qemu-nbd` aside (see `bench::peer`).

@@ -114,6 +114,13 @@ impl Cdb {
         Self::of(READ_16).at(lba, blocks)
     }
 
+    /// PRE-FETCH(16) of `lba..lba + blocks`, answered at once (IMMED).
+    pub fn pre_fetch_16(lba: Lba, blocks: Blocks) -> Self {
+        let mut cdb = Self::of(PRE_FETCH_16).at(lba, blocks);
+        cdb.0[1] |= PRE_FETCH_IMMED;
+        cdb
+    }
+
     /// WRITE(16) of `lba..lba + blocks`; `fua`: on the medium before the status comes.
     pub fn write_16(lba: Lba, blocks: Blocks, fua: bool) -> Self {
         let mut cdb = Self::of(WRITE_16).at(lba, blocks);
@@ -191,6 +198,7 @@ impl Cdb {
                 | MODE_SENSE_10
                 | PERSISTENT_RESERVE_IN
                 | READ_16
+                | PRE_FETCH_16
                 | WRITE_16
                 | SYNCHRONIZE_CACHE_16
                 | WRITE_SAME_16
@@ -244,6 +252,7 @@ const MODE_SENSE_10: u8 = 0x5A;
 const PERSISTENT_RESERVE_IN: u8 = 0x5E;
 const PERSISTENT_RESERVE_OUT: u8 = 0x5F;
 const READ_16: u8 = 0x88;
+const PRE_FETCH_16: u8 = 0x90;
 const COMPARE_AND_WRITE: u8 = 0x89;
 const WRITE_16: u8 = 0x8A;
 const SYNCHRONIZE_CACHE_16: u8 = 0x91;
@@ -266,6 +275,7 @@ const EVPD: u8 = 0x01;
 const DBD: u8 = 0x08;
 /// Byte 1 of WRITE and COMPARE AND WRITE.
 const FUA: u8 = 0x08;
+const PRE_FETCH_IMMED: u8 = 0x02;
 /// Byte 1 of WRITE SAME.
 const WRITE_SAME_UNMAP: u8 = 0x08;
 /// Byte 1 of WRITE SAME(16): no data-out buffer.
@@ -367,6 +377,7 @@ mod tests {
                 [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
             ),
             (Cdb::read_16(LBA, BLOCKS), ranged(0x88, 0)),
+            (Cdb::pre_fetch_16(LBA, BLOCKS), ranged(0x90, 0x02)),
             (Cdb::write_16(LBA, BLOCKS, false), ranged(0x8A, 0)),
             (Cdb::write_16(LBA, BLOCKS, true), ranged(0x8A, 0x08)),
             (Cdb::synchronize_cache_16(LBA, BLOCKS), ranged(0x91, 0)),
@@ -409,7 +420,7 @@ mod tests {
             harmless,
             [
                 0x00, 0x03, 0x12, 0x1A, 0x25, 0x28, 0x2A, 0x35, 0x41, 0x42, 0x5A, 0x5E, 0x88, 0x8A,
-                0x91, 0x93, 0x9E, 0xA0, 0xA3
+                0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3
             ]
         );
     }

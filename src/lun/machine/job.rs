@@ -16,6 +16,7 @@ use iscsi::io::Data;
 use iscsi::scsi::unmap::{self, UnmapLimits};
 use iscsi::scsi::{Blocks, Cdb, Extent, Lba};
 
+use super::status::{self, STATUS_BYTES};
 use crate::block::{ErrorKind, Operation};
 use crate::lun::limits::{Fua, Limits};
 
@@ -56,9 +57,17 @@ enum Job {
     WriteSame {
         blocks_max: Blocks,
         unmap: bool,
+        /// Zeroes that are sent would be too slow.
+        fast: bool,
     },
     Zeroes {
         fua: bool,
+    },
+    Prefetch,
+    /// The extents that were told.
+    Status {
+        one: bool,
+        extents: BytesMut,
     },
 }
 
@@ -128,16 +137,29 @@ impl Active {
                     Blocks(0),
                 ),
             },
-            Operation::WriteZeroes { no_hole, fua, .. } => match limits.write_same {
+            Operation::WriteZeroes {
+                no_hole, fast, fua, ..
+            } => match limits.write_same {
                 // WRITE SAME has no FUA bit.
                 Some(same) => plain(Job::WriteSame {
                     blocks_max: same.blocks_max,
                     unmap: same.unmap && !no_hole,
+                    fast,
                 })
                 .flushed_if(fua && limits.fua != Fua::Needless),
                 None => plain(Job::Zeroes { fua: fua_bit(fua) })
                     .flushed_if(fua && limits.fua == Fua::Flush),
             },
+            Operation::Cache { .. } if limits.prefetch => plain(Job::Prefetch),
+            Operation::Cache { .. } => Self::idle(token, Job::Prefetch, begin, Blocks(0)),
+            Operation::BlockStatus { one, .. } => {
+                let extents = BytesMut::new();
+                let mut active = plain(Job::Status { one, extents });
+                if !limits.lba_status {
+                    active.assume_allocated(limits);
+                }
+                active
+            }
         }
     }
 
@@ -186,6 +208,19 @@ impl Active {
                     data: Data::Out(zeroes.slice(..block.min(zeroes.len()))),
                 }
             }
+            Job::Prefetch => Next {
+                cdb: Cdb::pre_fetch_16(lba, piece),
+                lba,
+                bytes: None,
+                data: Data::None,
+            },
+            Job::Status { .. } => Next {
+                cdb: Cdb::get_lba_status(lba, STATUS_BYTES),
+                lba,
+                bytes: None,
+                // Zeroes: what the target leaves out is then no extent.
+                data: Data::In(BytesMut::zeroed(status::IN_MEMORY)),
+            },
             // A flush has no data stage, so what is left here is a trim.
             Job::Unmap { .. } | Job::Flush => {
                 let extents = [Extent { lba, blocks: piece }];
@@ -199,8 +234,8 @@ impl Active {
         }
     }
 
-    /// A piece of a read came back, filled.
-    pub(super) fn handle_piece(&mut self, lba: Lba, piece: BytesMut) {
+    /// A piece of a read, or the answer to a question, came back.
+    pub(super) fn handle_piece(&mut self, lba: Lba, piece: BytesMut, limits: &Limits) {
         match &mut self.job {
             // One command was enough: no list is needed.
             Job::Read(rest)
@@ -212,12 +247,35 @@ impl Active {
                 *rest = piece;
             }
             Job::Read(_) => self.pieces.push((lba, piece)),
+            Job::Status { one, extents } => {
+                *extents = status::extents(&piece, self.begin, self.blocks, limits);
+                if extents.is_empty() {
+                    status::assume_allocated(extents, self.blocks, limits);
+                }
+                if *one {
+                    extents.truncate(crate::block::Extent::PACKED_BYTES);
+                }
+            }
             Job::Write { .. }
             | Job::Flush
             | Job::Unmap { .. }
             | Job::WriteSame { .. }
-            | Job::Zeroes { .. } => {}
+            | Job::Zeroes { .. }
+            | Job::Prefetch => {}
         }
+    }
+
+    /// The target does not tell: all of the range holds data, for all we know.
+    pub(super) fn assume_allocated(&mut self, limits: &Limits) {
+        if let Job::Status { extents, .. } = &mut self.job {
+            status::assume_allocated(extents, self.blocks, limits);
+            self.left = Blocks(0);
+        }
+    }
+
+    /// No more commands: it was advice.
+    pub(super) fn leave_the_rest(&mut self) {
+        self.left = Blocks(0);
     }
 
     /// No more commands; what is out is waited for.
@@ -256,6 +314,21 @@ impl Active {
         matches!(self.job, Job::WriteSame { .. })
     }
 
+    /// Must its zeroes be made by the target, or not at all?
+    pub(super) fn is_fast(&self) -> bool {
+        matches!(self.job, Job::WriteSame { fast: true, .. })
+    }
+
+    /// Is it advice to read ahead?
+    pub(super) fn is_prefetch(&self) -> bool {
+        matches!(self.job, Job::Prefetch)
+    }
+
+    /// Is it a question after the block status?
+    pub(super) fn is_status(&self) -> bool {
+        matches!(self.job, Job::Status { .. })
+    }
+
     /// Is its flush out?
     pub(super) fn is_flushing(&self) -> bool {
         self.flush == Flush::Sent
@@ -271,8 +344,15 @@ impl Active {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
-        let Job::Read(rest) = self.job else {
-            return Ok(BytesMut::new());
+        let rest = match self.job {
+            Job::Read(rest) => rest,
+            Job::Status { extents, .. } => return Ok(extents),
+            Job::Write { .. }
+            | Job::Flush
+            | Job::Unmap { .. }
+            | Job::WriteSame { .. }
+            | Job::Zeroes { .. }
+            | Job::Prefetch => return Ok(BytesMut::new()),
         };
         let mut pieces = self.pieces;
         pieces.sort_unstable_by_key(|(lba, _)| *lba);
@@ -313,7 +393,9 @@ impl Active {
     /// Takes the next blocks of the range, as many as one command may name; and how many bytes that is.
     fn take_piece(&mut self, limits: &Limits) -> (Blocks, u32) {
         let most = match self.job {
-            Job::Read(_) | Job::Write { .. } | Job::Flush => limits.transfer_max,
+            Job::Read(_) | Job::Write { .. } | Job::Flush | Job::Prefetch => limits.transfer_max,
+            // The target tells as much as it likes.
+            Job::Status { .. } => self.left,
             Job::Zeroes { .. } => limits.zeroes_max,
             Job::Unmap { blocks_max } | Job::WriteSame { blocks_max, .. } => blocks_max,
         };

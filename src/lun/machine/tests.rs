@@ -132,6 +132,9 @@ const WRITE: u8 = 0x8A;
 const SYNCHRONIZE_CACHE: u8 = 0x91;
 const WRITE_SAME: u8 = 0x93;
 const UNMAP: u8 = 0x42;
+const PRE_FETCH: u8 = 0x90;
+/// SERVICE ACTION IN(16).
+const GET_LBA_STATUS: u8 = 0x9E;
 const FLAG: u8 = 0x08;
 
 #[test]
@@ -243,6 +246,7 @@ fn a_read_only_unit_takes_no_writes() {
         Operation::WriteZeroes {
             len: 512,
             no_hole: false,
+            fast: false,
             fua: false,
         },
     );
@@ -501,6 +505,7 @@ fn zeroes_are_one_block_repeated_where_the_unit_can() {
             Operation::WriteZeroes {
                 len: 200 * 512,
                 no_hole,
+                fast: false,
                 fua: true,
             },
         );
@@ -527,6 +532,7 @@ fn zeroes_are_sent_where_write_same_turns_out_not_to_work() {
         Operation::WriteZeroes {
             len: 200 * 512,
             no_hole: false,
+            fast: false,
             fua: true,
         },
     );
@@ -563,6 +569,7 @@ fn zeroes_are_sent_where_write_same_turns_out_not_to_work() {
         Operation::WriteZeroes {
             len: 512,
             no_hole: false,
+            fast: false,
             fua: false,
         },
     );
@@ -570,6 +577,108 @@ fn zeroes_are_sent_where_write_same_turns_out_not_to_work() {
 }
 
 // E11
+#[test]
+fn zeroes_that_must_be_fast_are_unmapped_or_refused() {
+    let fast = |no_hole| Operation::WriteZeroes {
+        len: 512,
+        no_hole,
+        fast: true,
+        fua: false,
+    };
+    let mut bed = Bed::of(&thin());
+    let token = bed.submit(0, fast(false));
+    let command = bed.command();
+    assert_eq!((command.1.cdb.0[0], command.1.cdb.0[1]), (WRITE_SAME, 0x08));
+    bed.good(command);
+    bed.ended_well(token);
+    // What keeps its space is written block by block, wherever that is done.
+    let token = bed.submit(0, fast(true));
+    bed.ended_with(token, ErrorKind::NotFast);
+    // It was told that the unit can, and it cannot.
+    let token = bed.submit(0, fast(false));
+    let command = bed.command();
+    bed.check(command, SenseKey::IllegalRequest, 0x20, 0);
+    bed.ended_with(token, ErrorKind::NotFast);
+    let token = bed.submit(0, fast(false));
+    bed.ended_with(token, ErrorKind::NotFast);
+    let mut bed = Bed::of(&info());
+    let token = bed.submit(0, fast(false));
+    bed.ended_with(token, ErrorKind::NotFast);
+}
+
+#[test]
+fn advice_to_read_ahead_is_passed_on_while_the_unit_knows_it() {
+    let mut bed = Bed::of(&thin());
+    let token = bed.submit(512, Operation::Cache { len: 65 * 512 });
+    let commands = bed.commands();
+    let ranges: Vec<_> = commands.iter().map(|(_, command)| range(command)).collect();
+    assert_eq!(ranges, [(PRE_FETCH, 1, 64), (PRE_FETCH, 65, 1)]);
+    let mut commands = commands.into_iter();
+    bed.answer(commands.next().unwrap(), Status::CONDITION_MET, None);
+    bed.check(commands.next().unwrap(), SenseKey::MediumError, 0x11, 0);
+    bed.ended_well(token);
+    let token = bed.submit(0, Operation::Cache { len: 512 });
+    let command = bed.command();
+    bed.check(command, SenseKey::IllegalRequest, 0x20, 0);
+    bed.ended_well(token);
+    let token = bed.submit(0, Operation::Cache { len: 512 });
+    bed.ended_well(token);
+}
+
+/// The extents of an answer: blocks, hole, zero.
+fn extents(bed: &mut Bed, token: u64) -> Vec<(u32, bool, bool)> {
+    let (ended, result) = bed.ended().expect("it has ended");
+    assert_eq!(ended, token);
+    crate::block::Extent::unpack(&result.unwrap())
+        .map(|extent| (extent.bytes / 512, extent.is_hole, extent.reads_zero))
+        .collect()
+}
+
+#[test]
+fn the_block_status_is_what_the_unit_tells_or_data() {
+    let mut provisioned = thin();
+    provisioned.capacity.provisioning = true;
+    let mut bed = Bed::of(&provisioned);
+    let status = |one| Operation::BlockStatus {
+        len: 100 * 512,
+        one,
+    };
+    for (one, expected) in [
+        (false, vec![(8, false, false), (92, true, true)]),
+        (true, vec![(8, false, false)]),
+    ] {
+        let token = bed.submit(8 * 512, status(one));
+        let (task, mut command) = bed.command();
+        assert_eq!(range(&command), (GET_LBA_STATUS, 8, 8 + 255 * 16));
+        let Data::In(data) = &mut command.data else {
+            panic!("a question")
+        };
+        data[3] = 4 + 32;
+        data[15] = 8;
+        data[19] = 8;
+        data[31] = 16;
+        data[34] = 1;
+        data[36] = 1;
+        bed.good((task, command));
+        assert_eq!(extents(&mut bed, token), expected);
+    }
+    // An answer of nothing, and then no such command: not asked again.
+    let token = bed.submit(0, status(false));
+    let command = bed.command();
+    bed.good(command);
+    assert_eq!(extents(&mut bed, token), [(100, false, false)]);
+    let token = bed.submit(0, status(false));
+    let command = bed.command();
+    bed.check(command, SenseKey::IllegalRequest, 0x20, 0);
+    assert_eq!(extents(&mut bed, token), [(100, false, false)]);
+    let token = bed.submit(0, status(false));
+    assert_eq!(extents(&mut bed, token), [(100, false, false)]);
+    // A unit that is not thin is never asked.
+    let mut bed = Bed::of(&info());
+    let token = bed.submit(0, status(false));
+    assert_eq!(extents(&mut bed, token), [(100, false, false)]);
+}
+
 #[test]
 fn what_will_not_be_answered_fails_once_and_later_requests_go_on() {
     let mut bed = Bed::of(&thin());
@@ -741,7 +850,7 @@ proptest! {
                 }
                 2 => {
                     expected[from..to].fill(0);
-                    bed.submit(offset, Operation::WriteZeroes { len, no_hole: fua, fua })
+                    bed.submit(offset, Operation::WriteZeroes { len, no_hole: fua, fast: false, fua })
                 }
                 3 => bed.submit(offset, Operation::Trim { len }),
                 _ => bed.submit(0, Operation::Flush),
@@ -792,6 +901,7 @@ fn a_block_of_zeroes_is_there_for_the_largest_blocks() {
         Operation::WriteZeroes {
             len: 1 << 20,
             no_hole: false,
+            fast: false,
             fua: false,
         },
     );

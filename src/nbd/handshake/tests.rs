@@ -48,6 +48,7 @@ struct Heard {
     progress: Progress,
     unused: usize,
     opened: u32,
+    agreed: Agreed,
 }
 
 /// Gives the script in pieces of the lengths in `pieces` (repeated), opens the export when asked.
@@ -56,7 +57,16 @@ fn converse(
     pieces: &[usize],
     export: &Result<Geometry, &str>,
 ) -> Result<Heard, Violation> {
-    let mut machine = Handshake::new();
+    converse_with(Terms::default(), script, pieces, export)
+}
+
+fn converse_with(
+    terms: Terms,
+    script: &[u8],
+    pieces: &[usize],
+    export: &Result<Geometry, &str>,
+) -> Result<Heard, Violation> {
+    let mut machine = Handshake::new(terms);
     let mut output = machine.poll_output();
     assert_eq!(
         output.split_off(wire::GREETING_BYTES),
@@ -79,12 +89,13 @@ fn converse(
                 machine.handle_export(export.as_ref().map_err(|why| *why))?;
                 output.extend(machine.poll_output());
             }
-            Progress::NeedInput | Progress::Transmission | Progress::Ended => {
+            Progress::NeedInput | Progress::Transmission | Progress::StartTls | Progress::Ended => {
                 return Ok(Heard {
                     output,
                     progress,
                     unused: script.len() - used,
                     opened,
+                    agreed: machine.agreed(),
                 });
             }
         }
@@ -105,8 +116,9 @@ fn replies(parts: &[(u32, u32, &[u8])]) -> Vec<u8> {
         .collect()
 }
 
-/// Size 1 MiB; flags `HAS_FLAGS`, `SEND_FLUSH`, `SEND_FUA`, `SEND_TRIM`, `SEND_WRITE_ZEROES`, `CAN_MULTI_CONN`.
-const EXPORT_INFO: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x01, 0x6d];
+/// Size 1 MiB; flags `HAS_FLAGS`, `SEND_FLUSH`, `SEND_FUA`, `SEND_TRIM`, `SEND_WRITE_ZEROES`, `CAN_MULTI_CONN`,
+/// `SEND_CACHE`, `SEND_FAST_ZERO`.
+const EXPORT_INFO: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x0d, 0x6d];
 /// 512, 65536, 1 MiB.
 const BLOCK_INFO: &[u8] = &[0, 3, 0, 0, 2, 0, 0, 1, 0, 0, 0, 0x10, 0, 0];
 
@@ -200,20 +212,17 @@ fn abort_is_acknowledged_and_ends() {
 fn unknown_options_are_skipped_to_the_last_byte() {
     let unknown = option_bytes(0x7777, &[0x49; 5000]);
     let tls = option_bytes(option::STARTTLS, b"");
-    let structured = option_bytes(option::STRUCTURED_REPLY, b"");
+    let extended = option_bytes(11, b"");
     let abort = option_bytes(option::ABORT, b"");
-    let heard = hear(&script(FIXED, &[unknown, tls, structured, abort])).unwrap();
+    let heard = hear(&script(FIXED, &[unknown, tls, extended, abort])).unwrap();
     let no: &[u8] = b"this server does not have that option";
+    let no_tls: &[u8] = b"this server has no TLS here";
     assert_eq!(
         heard.output,
         replies(&[
             (0x7777, reply::ERR_UNSUP, no),
-            (option::STARTTLS, reply::ERR_UNSUP, no),
-            (
-                option::STRUCTURED_REPLY,
-                reply::ERR_UNSUP,
-                b"simple replies only"
-            ),
+            (option::STARTTLS, reply::ERR_UNSUP, no_tls),
+            (11, reply::ERR_UNSUP, no),
             (option::ABORT, reply::ACK, b""),
         ])
     );
@@ -275,6 +284,261 @@ fn an_export_that_cannot_be_opened_is_told_in_words() {
         converse(&by_name, &[1], &Err("away")),
         Err(Violation::UnknownExport)
     );
+}
+
+/// The data of the two options about contexts.
+fn context_data(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
+    let mut data = string(name);
+    data.extend_from_slice(&u32::try_from(queries.len()).unwrap().to_be_bytes());
+    for query in queries {
+        data.extend_from_slice(&string(query));
+    }
+    data
+}
+
+/// What a client hears that has structured replies and then says this of contexts.
+fn hear_of_contexts(option: u32, data: &[u8]) -> (Vec<u8>, Agreed) {
+    let options = [
+        option_bytes(option::STRUCTURED_REPLY, b""),
+        option_bytes(option, data),
+    ];
+    let mut heard = hear(&script(FIXED, &options)).unwrap();
+    assert_eq!((heard.progress, heard.unused), (Progress::NeedInput, 0));
+    let ack = replies(&[(option::STRUCTURED_REPLY, reply::ACK, b"")]);
+    assert_eq!(heard.output[..ack.len()], ack);
+    (heard.output.split_off(ack.len()), heard.agreed)
+}
+
+const CHOSEN: &[u8] = b"\0\0\0\x01base:allocation";
+const LISTED: &[u8] = b"\0\0\0\0base:allocation";
+
+#[test]
+fn structured_replies_offer_df_too() {
+    let options = [
+        option_bytes(option::STRUCTURED_REPLY, b"no data, please"),
+        option_bytes(option::STRUCTURED_REPLY, b""),
+        option_bytes(option::GO, &info_data(b"", &[])),
+    ];
+    let heard = hear(&script(FIXED, &options)).unwrap();
+    let mut info = EXPORT_INFO.to_vec();
+    info[11] |= 0x80;
+    assert_eq!(
+        heard.output,
+        replies(&[
+            (
+                option::STRUCTURED_REPLY,
+                reply::ERR_INVALID,
+                b"this option has no data"
+            ),
+            (option::STRUCTURED_REPLY, reply::ACK, b""),
+            (option::GO, reply::INFO, &info),
+            (option::GO, reply::INFO, BLOCK_INFO),
+            (option::GO, reply::ACK, b""),
+        ])
+    );
+    assert!(heard.agreed.structured_replies && !heard.agreed.base_allocation);
+}
+
+#[test]
+fn contexts_are_listed_by_wildcard_and_chosen_by_name() {
+    let list = option::LIST_META_CONTEXT;
+    let set = option::SET_META_CONTEXT;
+    for (option, queries, found, is_chosen) in [
+        (list, &[][..], Some(LISTED), false),
+        (list, &[b"base:".as_slice()][..], Some(LISTED), false),
+        (
+            list,
+            &[b"qemu:".as_slice(), b"base:allocation"],
+            Some(LISTED),
+            false,
+        ),
+        (list, &[b"qemu:".as_slice()], None, false),
+        (set, &[b"base:allocation".as_slice()], Some(CHOSEN), true),
+        (
+            set,
+            &[b"x:y".as_slice(), b"base:allocation", b"base:allocation"],
+            Some(CHOSEN),
+            true,
+        ),
+        (set, &[b"base:".as_slice()], None, false),
+        (set, &[b"base".as_slice(), b""], None, false),
+        (set, &[], None, false),
+    ] {
+        let (heard, agreed) = hear_of_contexts(option, &context_data(b"", queries));
+        let ack = (option, reply::ACK, b"".as_slice());
+        let expected = match found {
+            Some(context) => replies(&[(option, reply::META_CONTEXT, context), ack]),
+            None => replies(&[ack]),
+        };
+        assert_eq!(heard, expected, "{queries:?}");
+        assert_eq!(agreed.base_allocation, is_chosen, "{queries:?}");
+    }
+}
+
+#[test]
+fn contexts_that_are_asked_for_wrongly_are_refused() {
+    let set = option::SET_META_CONTEXT;
+    let good = context_data(b"", &[b"base:allocation"]);
+    // Without structured replies.
+    let early = hear(&script(FIXED, &[option_bytes(set, &good)])).unwrap();
+    assert_eq!(early.output[12..16], reply::ERR_INVALID.to_be_bytes());
+    assert_eq!(early.agreed, Agreed::default());
+    let mut many = good.clone();
+    many[4..8].fill(0xff);
+    for bad in [
+        &good[..good.len() - 1],
+        &good[..7],
+        b"",
+        &many,
+        &[&good[..], b"x"].concat(),
+    ] {
+        let (heard, agreed) = hear_of_contexts(set, bad);
+        assert_eq!(heard[12..16], reply::ERR_INVALID.to_be_bytes(), "{bad:?}");
+        assert!(!agreed.base_allocation);
+    }
+    let (heard, _) = hear_of_contexts(set, &context_data(b"v1", &[b"base:allocation"]));
+    assert_eq!(heard[12..16], reply::ERR_UNKNOWN.to_be_bytes());
+    // A choice that fails takes an earlier one back.
+    let options = [
+        option_bytes(option::STRUCTURED_REPLY, b""),
+        option_bytes(set, &good),
+        option_bytes(set, &many),
+    ];
+    let heard = hear(&script(FIXED, &options)).unwrap();
+    assert!(!heard.agreed.base_allocation);
+}
+
+#[test]
+fn an_export_with_a_name_is_found_by_it_and_by_none() {
+    let terms = Terms {
+        name: "disk1".into(),
+        description: "a disk".into(),
+        tls: false,
+    };
+    let kinds = [info::NAME, info::DESCRIPTION];
+    for name in [&b""[..], b"disk1"] {
+        let options = [
+            option_bytes(option::LIST, b""),
+            option_bytes(option::GO, &info_data(name, &kinds)),
+        ];
+        let whole = script(FIXED, &options);
+        let heard = converse_with(terms.clone(), &whole, &[9], &Ok(geometry())).unwrap();
+        assert_eq!(
+            heard.output,
+            replies(&[
+                (option::LIST, reply::SERVER, b"\0\0\0\x05disk1"),
+                (option::LIST, reply::ACK, b""),
+                (option::GO, reply::INFO, EXPORT_INFO),
+                (option::GO, reply::INFO, BLOCK_INFO),
+                (option::GO, reply::INFO, b"\0\x01disk1"),
+                (option::GO, reply::INFO, b"\0\x02a disk"),
+                (option::GO, reply::ACK, b""),
+            ])
+        );
+    }
+    let by_name = script(FIXED, &[option_bytes(option::EXPORT_NAME, b"disk1")]);
+    let heard = converse_with(terms.clone(), &by_name, &[9], &Ok(geometry())).unwrap();
+    assert_eq!(heard.progress, Progress::Transmission);
+    let wrong = script(FIXED, &[option_bytes(option::EXPORT_NAME, b"disk")]);
+    let heard = converse_with(terms, &wrong, &[9], &Ok(geometry()));
+    assert_eq!(heard, Err(Violation::UnknownExport));
+}
+
+fn secure() -> Terms {
+    Terms {
+        tls: true,
+        ..Terms::default()
+    }
+}
+
+/// proto.md: FORCEDTLS.
+#[test]
+fn where_tls_is_demanded_nothing_is_done_without() {
+    let refused = [
+        (option::LIST, Vec::new()),
+        (option::INFO, info_data(b"", &[])),
+        (option::GO, info_data(b"", &[])),
+        (option::STRUCTURED_REPLY, Vec::new()),
+        (option::SET_META_CONTEXT, context_data(b"", &[])),
+        (0x7777, vec![1; 5000]),
+    ];
+    let mut options: Vec<_> = refused
+        .iter()
+        .map(|(option, data)| option_bytes(*option, data))
+        .collect();
+    options.push(option_bytes(option::ABORT, b""));
+    let whole = script(FIXED, &options);
+    let heard = converse_with(secure(), &whole, &[77], &Ok(geometry())).unwrap();
+    let why: &[u8] = b"this server does nothing without TLS: begin with STARTTLS";
+    let mut expected: Vec<_> = refused
+        .iter()
+        .map(|(option, _)| (*option, reply::ERR_TLS_REQD, why))
+        .collect();
+    expected.push((option::ABORT, reply::ACK, b""));
+    assert_eq!(heard.output, replies(&expected));
+    assert_eq!((heard.opened, heard.unused), (0, 0));
+    let by_name = script(FIXED, &[option_bytes(option::EXPORT_NAME, b"")]);
+    let heard = converse_with(secure(), &by_name, &[77], &Ok(geometry()));
+    assert_eq!(heard, Err(Violation::TlsRequired));
+}
+
+#[test]
+fn after_tls_the_handshake_goes_on_and_tls_is_not_begun_again() {
+    let mut machine = Handshake::new(secure());
+    machine.poll_output();
+    let options = [
+        option_bytes(option::STARTTLS, b"data"),
+        option_bytes(option::STARTTLS, b""),
+    ];
+    let whole = script(FIXED, &options);
+    assert_eq!(
+        machine.handle_input(&whole),
+        Ok((whole.len(), Progress::StartTls))
+    );
+    assert_eq!(
+        machine.poll_output(),
+        replies(&[
+            (
+                option::STARTTLS,
+                reply::ERR_INVALID,
+                b"this option has no data"
+            ),
+            (option::STARTTLS, reply::ACK, b""),
+        ])
+    );
+    machine.handle_tls();
+    let options = [
+        option_bytes(option::STARTTLS, b""),
+        option_bytes(option::LIST, b""),
+        option_bytes(option::STRUCTURED_REPLY, b""),
+    ]
+    .concat();
+    assert_eq!(
+        machine.handle_input(&options),
+        Ok((options.len(), Progress::NeedInput))
+    );
+    assert_eq!(
+        machine.poll_output(),
+        replies(&[
+            (option::STARTTLS, reply::ERR_INVALID, b"TLS is on already"),
+            (option::LIST, reply::SERVER, &[0; 4]),
+            (option::LIST, reply::ACK, b""),
+            (option::STRUCTURED_REPLY, reply::ACK, b""),
+        ])
+    );
+    assert!(machine.agreed().structured_replies);
+}
+
+/// Options that somebody in between puts behind STARTTLS must not be taken for the client's own.
+#[test]
+fn bytes_in_the_clear_behind_starttls_end_the_connection() {
+    let mut machine = Handshake::new(secure());
+    let options = [
+        option_bytes(option::STARTTLS, b""),
+        option_bytes(option::LIST, b""),
+    ];
+    let whole = script(FIXED, &options);
+    assert_eq!(machine.handle_input(&whole), Err(Violation::BytesBeforeTls));
 }
 
 #[test]
@@ -360,6 +624,7 @@ proptest! {
     fn cuts_do_not_matter(pieces in prop::collection::vec(1_usize..40, 1..8)) {
         let whole = script(FIXED_NO_ZEROES, &[
             option_bytes(option::STRUCTURED_REPLY, b""),
+            option_bytes(option::SET_META_CONTEXT, &context_data(b"", &[b"base:allocation"])),
             option_bytes(4242, &[1; 77]),
             option_bytes(option::LIST, b""),
             option_bytes(option::INFO, &info_data(b"nope", &[info::NAME])),
