@@ -95,6 +95,13 @@ impl Built {
         .await
     }
 
+    /// One example of a package, optimised.
+    pub(crate) async fn example(package: &str, name: &str, stage: &Stage) -> Result<PathBuf> {
+        let args = ["build", "--release", "-p", package, "--example", name];
+        let built = Self::of(&args, stage).await?;
+        built.program(name)
+    }
+
     /// All programs and tests as `cargo test --workspace` makes them.
     pub(crate) async fn all(stage: &Stage) -> Result<Self> {
         Self::of(&["build", "--workspace", "--bins", "--tests"], stage).await
