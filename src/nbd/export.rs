@@ -30,8 +30,9 @@ use crate::block::Backend;
 use crate::sys::listener;
 
 use super::Error;
+use super::connection::{Connection, End};
 use super::handshake::{self, Handshake, Progress};
-use super::lane::{self, End};
+use super::lane;
 use super::thread::LaneThread;
 
 /// How long a client may take for its half of the handshake; the value that qemu-nbd uses.
@@ -202,7 +203,10 @@ where
         () = shutdown.cancelled() => Ok(Some(End::Shutdown)),
     };
     match (outcome, backend) {
-        (Ok(None), Some(backend)) => Ok(lane::serve(stream, &early, backend, shutdown).await),
+        (Ok(None), Some(backend)) => {
+            let connection = Connection::new(stream, &early, backend.geometry());
+            Ok(lane::serve(connection, backend, shutdown).await)
+        }
         (outcome, backend) => {
             if let Some(backend) = backend {
                 backend.close().await;

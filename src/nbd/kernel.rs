@@ -24,6 +24,8 @@
 //! For the same reason `WRITE_ZEROES` is not offered to the kernel: it would ask for up to 4 GiB at once, which a
 //! target that writes the zeroes may not finish in time; without it the kernel writes zeroes in ordinary requests.
 
+mod driver;
+mod queue;
 mod sysfs;
 mod users;
 
@@ -33,7 +35,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,10 +48,10 @@ use crate::sys::{blkdev, socket};
 
 use self::sysfs::Sysfs;
 use super::Error;
+use super::connection::Connection;
 use super::export::OpenError;
 use super::lane;
 use super::thread::LaneThread;
-use super::transmission::payload_bytes_max;
 use super::wire::{transmission_flag, transmission_flags};
 
 /// How long a request may take whose target is there: every step of the timeout ladder (30 + 10 + 15 + 30 s) once.
@@ -61,10 +62,6 @@ const DEAD_CONN_TIMEOUT_S: u64 = 0;
 const BLOCK_BYTES_MAX: u32 = 4096;
 /// sysfs shows the identifier in one line of a page.
 const IDENTIFIER_BYTES_MAX: usize = 255;
-/// The kernel's requests are limited to this: more per request gains nothing and delays what waits behind it.
-const REQUEST_KIB: u64 = 1024;
-/// The kernel's discards are limited to this, so that a slow one ends in time.
-const DISCARD_BYTES: u64 = 1 << 30;
 /// A call to the driver may wait for queues to freeze; one that takes longer than this is stuck.
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a transient user (udev probes each device that was written) may delay a disconnect.
@@ -92,19 +89,7 @@ impl KernelDevice {
     /// # Errors
     /// No nbd in this kernel, no right to use it; says what to do.
     pub fn probe() -> Result<(), Error> {
-        let family = match NbdFamily::open() {
-            Err(netlink::Error::NoFamily) => {
-                load_module();
-                NbdFamily::open()
-            }
-            family => family,
-        };
-        family.map_err(|error| refusal("be asked for its nbd driver", error))?;
-        if netlink::is_permitted() {
-            Ok(())
-        } else {
-            Err(Error::NotPermitted)
-        }
+        driver::probe()
     }
 
     /// Serves `backends` (one lane and one socket each, each on a thread of its own) and connects them to a free
@@ -280,7 +265,8 @@ impl Lanes {
                 };
                 // Nobody waits for it if another lane failed before.
                 let _ = tell.send(Ok(backend.geometry().clone()));
-                let end = lane::serve(stream, &[], backend, &abort).await;
+                let connection = Connection::new(stream, &[], backend.geometry());
+                let end = lane::serve(connection, backend, &abort).await;
                 tracing::debug!("lane {number}: {end}");
             });
             lanes.threads.push(thread.map_err(Error::Lane)?);
@@ -349,7 +335,11 @@ async fn attach(
     let owned = identifier.to_owned();
     match asked {
         Ok(index) => {
-            let tuned = blocking(move || tune(index, &geometry, &owned)).await;
+            let tuned = blocking(move || {
+                queue::tune(index, &geometry, &owned)?;
+                wait_for_node(index)
+            })
+            .await;
             if tuned.is_err() {
                 let _ =
                     ask_kernel("disconnect", move || NbdFamily::open()?.disconnect(index)).await;
@@ -365,56 +355,6 @@ async fn attach(
         }
         Err(error) => Err(error),
     }
-}
-
-/// Compares what the kernel shows with what it was told, and sets the queue up.
-fn tune(index: u32, geometry: &Geometry, identifier: &str) -> Result<(), Error> {
-    let sysfs = Sysfs::of(index);
-    let check = |what, found: Option<String>, expected: String| {
-        let found = found.unwrap_or_else(|| "nothing".to_owned());
-        if found == expected {
-            return Ok(());
-        }
-        Err(Error::Settings {
-            device: path_of(index),
-            what,
-            found,
-            expected,
-        })
-    };
-    let number = |value: Option<u64>| value.map(|value| value.to_string());
-    check(
-        "a size of",
-        number(sysfs.size_bytes()),
-        geometry.size_bytes.to_string(),
-    )?;
-    let block = sysfs.read("queue/logical_block_size");
-    check("blocks of", block, geometry.block_bytes.to_string())?;
-    check("the backend", sysfs.read("backend"), identifier.to_owned())?;
-
-    // One queue a lane, served in order by one thread: there is nothing for a scheduler to gain.
-    sysfs.write("queue/scheduler", "none");
-    let largest_kib = u64::from(payload_bytes_max(geometry)) / 1024;
-    sysfs.write(
-        "queue/max_sectors_kb",
-        &largest_kib.min(REQUEST_KIB).to_string(),
-    );
-    if sysfs
-        .read_number("queue/discard_max_bytes")
-        .is_some_and(|bytes| bytes > DISCARD_BYTES)
-    {
-        sysfs.write("queue/discard_max_bytes", &DISCARD_BYTES.to_string());
-    }
-    // A hint that failed is slower; this one would be wrong: the lanes refuse what is larger.
-    let shown = sysfs.read_number("queue/max_sectors_kb");
-    if shown.is_none_or(|shown| shown > largest_kib) {
-        check(
-            "requests (KiB) of up to",
-            number(shown),
-            largest_kib.to_string(),
-        )?;
-    }
-    wait_for_node(index)
 }
 
 /// The device's node is made by the kernel (devtmpfs) or udev, a moment after the device.
@@ -555,23 +495,6 @@ fn refusal(doing: &'static str, error: netlink::Error) -> Error {
         | netlink::Error::Socket(_)
         | netlink::Error::System(_)
         | netlink::Error::Malformed(_)) => Error::Netlink { doing, source },
-    }
-}
-
-/// `modprobe nbd`; whether it helped is seen at the next look for the driver.
-fn load_module() {
-    let outcome = Command::new("modprobe")
-        .arg("nbd")
-        // It is in a system directory, which the path of a service or of `su` may lack.
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    match outcome {
-        Ok(status) if status.success() => {}
-        Ok(status) => tracing::debug!("modprobe nbd: {status}"),
-        Err(error) => tracing::debug!("modprobe nbd: {error}"),
     }
 }
 

@@ -1,14 +1,14 @@
-//! The lane: one connection in its transmission phase and one backend, driven by one task. This is the hot path.
+//! The lane: one front and one backend, driven by one task. This is the hot path.
 //!
-//! A room of its own because it alone joins the machine, the socket and the backend; it decides nothing about
-//! requests (`transmission` does) and nothing about media (`block` and below do).
-//! Read before changing: `transmission.rs`; `block::Backend`.
+//! A room of its own because it alone joins the two; it decides nothing about requests (the front does) and nothing
+//! about media (`block` and below do).
+//! Read before changing: `front.rs`; `block::Backend`.
 //!
 //! ```text
-//!            readv                    submit
-//!  socket ----------> input, due -+-----------> backend
-//!         <---------- replies <---+------------
-//!           sendmsg                poll_completion
+//!          poll_receive, next_request            submit
+//!  front ------------------------------> lane -------------> backend
+//!        <------------------------------      <-------------
+//!           complete, poll_send                poll_completion
 //! ```
 //!
 //! A pass moves everything as far as it goes without waiting; passes repeat until none moves anything, so that every
@@ -16,140 +16,46 @@
 //!
 //! Invariants:
 //! 1. No channel, no lock, no other thread: what is in the lane is the lane's.
-//! 2. Every queue is bounded: `pending` and the buffers by the machine, `replies` by `REPLIES_MAX` and the machine.
-//!    When they are full the socket is not read; it is read again when something ends.
-//! 3. What the backend was given is waited for, whatever happens to the client.
-//! 4. A large payload is read straight to its place; at most `INPUT_BYTES` of it are copied.
-//! 5. A reply's header and data leave in one system call, as many replies a call as there are.
-//!
-//! Costs: a lane keeps up to 32 MiB under way and 32 MiB of idle buffers.
+//! 2. What the backend was given is waited for, whatever happens to the front.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use rustix::net::{SendAncillaryBuffer, SendFlags};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
-use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::block::{Backend, Completion, Operation, Request};
+use crate::block::{Backend, Operation, Request};
 
-use super::pool::Pool;
-use super::transmission::{
-    Accepted, Command, Next, REQUESTS_MAX, Reply, Step, Transmission, Violation, ZERO_FILL_BYTES,
-};
-use super::wire::SIMPLE_REPLY_BYTES;
+use super::front::Front;
+use super::transmission::REQUESTS_MAX;
 
-/// Bytes read ahead of parsing: 2,300 requests without payload, or fifteen writes of 4 KiB.
-const INPUT_BYTES: usize = 64 << 10;
-/// Replies waiting to be sent, beyond which no request is taken: refusals cost nothing but their reply.
-const REPLIES_MAX: usize = 2 * REQUESTS_MAX;
-/// Parts of one `sendmsg`: two for each request that can be under way.
-const SLICES_MAX: usize = 2 * REQUESTS_MAX;
 /// Passes before others (timers, the shutdown) get their turn; chosen freely.
 const PASSES_MAX: usize = 32;
-/// How long a client that leaves, or that we leave, may take to fetch its last replies; chosen freely.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of the flush at the end; no request has it.
 const LAST_FLUSH: u64 = u64::MAX;
 
-/// Why a lane ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum End {
-    /// The client said goodbye.
-    #[error("the client disconnected")]
-    Disconnected,
-    /// The client closed the connection without a word.
-    #[error("the client closed the connection")]
-    Closed,
-    /// The connection failed.
-    #[error("the connection failed: {0}")]
-    Lost(#[from] io::Error),
-    /// The client broke a rule.
-    #[error("the client broke the protocol: {0}")]
-    Violation(#[from] Violation),
-    /// We were told to stop.
-    #[error("shut down")]
-    Shutdown,
-}
-
-/// Serves a connection in its transmission phase until it ends or `shutdown` fires; then finishes what is under way,
-/// flushes and closes the backend. `early` is what the client sent before the lane began.
+/// Serves a front until it ends or `shutdown` fires; then finishes what is under way, flushes and closes the backend.
 ///
 /// # Cancel safety
 /// None: a lane that is dropped abandons its backend without a logout.
-pub(super) async fn serve<B: Backend>(
-    stream: UnixStream,
-    early: &[u8],
+pub(super) async fn serve<F: Front, B: Backend>(
+    front: F,
     backend: B,
     shutdown: &CancellationToken,
-) -> End {
-    let mut lane = Lane::new(stream, early, backend);
-    lane.run(shutdown).await;
-    lane.finish().await
+) -> F::End {
+    let mut lane = Lane { front, backend };
+    let end = lane.run(shutdown).await;
+    lane.finish().await;
+    end
 }
 
-struct Lane<B> {
-    stream: UnixStream,
+struct Lane<F, B> {
+    front: F,
     backend: B,
-    machine: Transmission,
-    input: Input,
-    /// The write whose payload is being received.
-    due: Option<Due>,
-    /// Accepted, and not yet taken by the backend.
-    pending: VecDeque<Request>,
-    /// Payloads the backend has, by token: ours to use again when it is done.
-    payloads: Vec<Option<Bytes>>,
-    replies: VecDeque<Outgoing>,
-    /// Bytes of the first reply that are sent already.
-    sent: usize,
-    pool: Pool,
-    zeroes: Bytes,
-    /// The input holds a request that cannot be taken now.
-    stalled: bool,
-    end: Option<End>,
-    drain: Option<Pin<Box<Sleep>>>,
 }
 
-struct Due {
-    buffer: BytesMut,
-    filled: usize,
-}
-
-struct Outgoing {
-    header: Reply,
-    data: BytesMut,
-}
-
-impl<B: Backend> Lane<B> {
-    fn new(stream: UnixStream, early: &[u8], backend: B) -> Self {
-        let machine = Transmission::new(backend.geometry());
-        Self {
-            stream,
-            backend,
-            machine,
-            input: Input::new(early),
-            due: None,
-            pending: VecDeque::with_capacity(REQUESTS_MAX),
-            payloads: vec![None; REQUESTS_MAX],
-            replies: VecDeque::with_capacity(REPLIES_MAX + REQUESTS_MAX),
-            sent: 0,
-            pool: Pool::default(),
-            zeroes: Bytes::new(),
-            stalled: false,
-            end: None,
-            drain: None,
-        }
-    }
-
-    async fn run(&mut self, shutdown: &CancellationToken) {
+impl<F: Front, B: Backend> Lane<F, B> {
+    async fn run(&mut self, shutdown: &CancellationToken) -> F::End {
         let mut cancelled = pin!(shutdown.cancelled());
         let mut stopping = false;
         loop {
@@ -157,15 +63,15 @@ impl<B: Backend> Lane<B> {
                 biased;
                 () = &mut cancelled, if !stopping => {
                     stopping = true;
-                    self.stop();
+                    self.front.stop();
                 }
-                () = poll_fn(|cx| self.poll_turn(cx)) => return,
+                end = poll_fn(|cx| self.poll_turn(cx)) => return end,
             }
         }
     }
 
     /// Flushes and closes the backend: what was answered is stable when the lane is gone.
-    async fn finish(mut self) -> End {
+    async fn finish(mut self) {
         let geometry = self.backend.geometry();
         if geometry.write_cache && !geometry.read_only {
             let flush = Request {
@@ -183,19 +89,17 @@ impl<B: Backend> Lane<B> {
             }
         }
         self.backend.close().await;
-        self.end.expect("a lane runs until it has a reason to end")
     }
 
-    /// Ready when the connection has ended and nothing is under way.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the front has ended and nothing is under way.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<F::End> {
         for _ in 0..PASSES_MAX {
             let mut moved = self.collect(cx);
-            moved |= self.receive(cx);
-            moved |= self.parse();
+            moved |= self.front.poll_receive(cx);
             moved |= self.submit();
-            moved |= self.send(cx);
-            if self.end.is_some() && self.poll_drained(cx) {
-                return Poll::Ready(());
+            moved |= self.front.poll_send(cx);
+            if let Poll::Ready(end) = self.front.poll_ended(cx) {
+                return Poll::Ready(end);
             }
             if !moved {
                 return Poll::Pending;
@@ -205,20 +109,7 @@ impl<B: Backend> Lane<B> {
         Poll::Pending
     }
 
-    /// Whether everything is answered; replies that nobody fetches are given up after a while.
-    fn poll_drained(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.replies.is_empty() {
-            let drain = self
-                .drain
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(DRAIN_TIMEOUT)));
-            if drain.as_mut().poll(cx).is_ready() {
-                self.discard_replies();
-            }
-        }
-        self.machine.in_flight() == 0 && self.replies.is_empty()
-    }
-
-    /// Completions become replies, or the next part of their request.
+    /// Hands the backend's completions to the front.
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         for _ in 0..REQUESTS_MAX {
@@ -226,354 +117,23 @@ impl<B: Backend> Lane<B> {
                 break;
             };
             moved = true;
-            self.complete(completion);
+            self.front.complete(completion);
         }
         moved
-    }
-
-    fn complete(&mut self, Completion { token, result }: Completion) {
-        let token = usize::try_from(token).expect("tokens are small and our own");
-        if let Some(Ok(payload)) = self.payloads[token].take().map(Bytes::try_into_mut) {
-            self.pool.put(payload);
-        }
-        let (outcome, data) = match result {
-            Ok(data) => (Ok(data.len()), data),
-            Err(kind) => (Err(kind), BytesMut::new()),
-        };
-        match self.machine.handle_completion(token, outcome) {
-            Next::Submit(accepted) => self.enqueue(accepted, Bytes::new()),
-            Next::Reply(header) => {
-                // A failed reply has no data, whatever the backend gave back.
-                let data = if header[4..8] == [0; 4] {
-                    data
-                } else {
-                    BytesMut::new()
-                };
-                self.reply(header, data);
-            }
-        }
-    }
-
-    /// Reads once: the rest of a payload straight to its place, and what follows it into the input.
-    fn receive(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.end.is_some() || (self.stalled && self.due.is_none()) {
-            return false;
-        }
-        match self.stream.poll_read_ready(cx) {
-            Poll::Pending => return false,
-            Poll::Ready(Err(error)) => return self.lose(End::Lost(error)),
-            Poll::Ready(Ok(())) => {}
-        }
-        let payload = match &mut self.due {
-            Some(due) => &mut due.buffer[due.filled..],
-            None => &mut [],
-        };
-        let missing = payload.len();
-        let room = self.input.room();
-        let wanted = missing + room.len();
-        let mut parts = [IoSliceMut::new(payload), IoSliceMut::new(room)];
-        let mut got = 0;
-        let stream = &self.stream;
-        let outcome = stream.try_io(Interest::READABLE, || {
-            got = rustix::io::readv(stream, &mut parts)?;
-            drained(got, wanted)
-        });
-        match outcome {
-            Ok(()) if got == 0 => return self.lose(End::Closed),
-            Ok(()) => {}
-            Err(error) if is_transient(&error) => {}
-            Err(error) => return self.lose(End::Lost(error)),
-        }
-        let placed = got.min(missing);
-        if let Some(due) = &mut self.due {
-            due.filled += placed;
-        }
-        self.input.filled(got - placed);
-        true
-    }
-
-    /// Requests become commands or refusals, until the input is used up or no more can be taken.
-    fn parse(&mut self) -> bool {
-        let mut moved = false;
-        self.stalled = false;
-        while self
-            .end
-            .as_ref()
-            .is_none_or(|end| matches!(end, End::Shutdown))
-        {
-            if let Some(due) = self.due.take_if(|due| due.filled == due.buffer.len()) {
-                let accepted = self.machine.handle_payload();
-                self.enqueue(accepted, due.buffer.freeze());
-                moved = true;
-            }
-            if self.due.is_some() {
-                break;
-            }
-            if self.replies.len() >= REPLIES_MAX {
-                self.stalled = true;
-                break;
-            }
-            let (used, step) = match self.machine.handle_input(self.input.unparsed()) {
-                Ok(step) => step,
-                Err(violation) => return self.lose(End::Violation(violation)),
-            };
-            self.input.consume(used);
-            moved |= used > 0;
-            match step {
-                Step::NeedInput => break,
-                Step::Full => {
-                    self.stalled = true;
-                    break;
-                }
-                Step::Submit(accepted) => self.enqueue(accepted, Bytes::new()),
-                Step::Payload(accepted) => self.begin_payload(accepted),
-                Step::Reply(header) => self.reply(header, BytesMut::new()),
-                Step::Disconnect => {
-                    self.end.get_or_insert(End::Disconnected);
-                    break;
-                }
-            }
-        }
-        moved
-    }
-
-    fn begin_payload(&mut self, accepted: Accepted) {
-        let Command::Write { len, .. } = accepted.command else {
-            unreachable!("only writes have a payload");
-        };
-        let mut buffer = self.pool.take(usize_of(len));
-        let early = self.input.unparsed();
-        let filled = early.len().min(buffer.len());
-        buffer[..filled].copy_from_slice(&early[..filled]);
-        self.input.consume(filled);
-        self.due = Some(Due { buffer, filled });
-    }
-
-    /// A command gets its buffer and waits for the backend.
-    fn enqueue(&mut self, Accepted { token, command }: Accepted, payload: Bytes) {
-        let (offset, operation) = match command {
-            Command::Read { offset, len } => {
-                (offset, Operation::Read(self.pool.take(usize_of(len))))
-            }
-            Command::Write { offset, fua, .. } => {
-                self.payloads[token] = Some(payload.clone());
-                (offset, Operation::Write { data: payload, fua })
-            }
-            Command::ZeroFill { offset, len, fua } => {
-                if self.zeroes.len() < usize_of(len) {
-                    self.zeroes = Bytes::from(vec![0; usize_of(len.max(ZERO_FILL_BYTES))]);
-                }
-                let data = self.zeroes.slice(..usize_of(len));
-                (offset, Operation::Write { data, fua })
-            }
-            Command::Flush => (0, Operation::Flush),
-            Command::Trim { offset, len } => (offset, Operation::Trim { len }),
-            Command::WriteZeroes {
-                offset,
-                len,
-                no_hole,
-                fua,
-            } => (offset, Operation::WriteZeroes { len, no_hole, fua }),
-        };
-        let token = u64::try_from(token).expect("tokens are below REQUESTS_MAX");
-        self.pending.push_back(Request {
-            token,
-            operation,
-            offset,
-        });
     }
 
     fn submit(&mut self) -> bool {
         let mut moved = false;
         while self.backend.free_slots() > 0 {
-            let Some(request) = self.pending.pop_front() else {
+            let Some(request) = self.front.next_request() else {
                 break;
             };
             if let Err(request) = self.backend.submit(request) {
-                self.pending.push_front(request);
+                self.front.give_back(request);
                 break;
             }
             moved = true;
         }
         moved
     }
-
-    fn reply(&mut self, header: Reply, data: BytesMut) {
-        let outgoing = Outgoing { header, data };
-        // The client is gone: the reply is done with as if it had been sent.
-        if self.is_unheard() {
-            self.recycle(outgoing);
-        } else {
-            self.replies.push_back(outgoing);
-        }
-    }
-
-    /// Sends once, as many replies as one call takes.
-    fn send(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.replies.is_empty() {
-            return false;
-        }
-        match self.stream.poll_write_ready(cx) {
-            Poll::Pending => return false,
-            Poll::Ready(Err(error)) => return self.lose(End::Lost(error)),
-            Poll::Ready(Ok(())) => {}
-        }
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let mut count = 0;
-        let mut wanted = 0;
-        let mut skip = self.sent;
-        for part in self
-            .replies
-            .iter()
-            .flat_map(|reply| [&reply.header[..], &reply.data[..]])
-        {
-            let skipped = skip.min(part.len());
-            skip -= skipped;
-            if skipped < part.len() {
-                slices[count] = IoSlice::new(&part[skipped..]);
-                wanted += part.len() - skipped;
-                count += 1;
-            }
-            if count == SLICES_MAX {
-                break;
-            }
-        }
-        let mut gone = 0;
-        let stream = &self.stream;
-        let outcome = stream.try_io(Interest::WRITABLE, || {
-            let mut control = SendAncillaryBuffer::default();
-            gone =
-                rustix::net::sendmsg(stream, &slices[..count], &mut control, SendFlags::NOSIGNAL)?;
-            drained(gone, wanted)
-        });
-        match outcome {
-            Ok(()) => {}
-            Err(error) if is_transient(&error) => {}
-            Err(error) => return self.lose(End::Lost(error)),
-        }
-        self.advance(gone);
-        true
-    }
-
-    /// So many more bytes of the replies are sent.
-    fn advance(&mut self, bytes: usize) {
-        self.sent += bytes;
-        while let Some(first) = self.replies.front() {
-            let length = SIMPLE_REPLY_BYTES + first.data.len();
-            if self.sent < length {
-                break;
-            }
-            self.sent -= length;
-            if let Some(outgoing) = self.replies.pop_front() {
-                self.recycle(outgoing);
-            }
-        }
-    }
-
-    fn recycle(&mut self, Outgoing { data, .. }: Outgoing) {
-        if !data.is_empty() {
-            self.machine.handle_sent(data.len());
-            self.pool.put(data);
-        }
-    }
-
-    /// Told to stop: what is under way is answered, what comes after is refused.
-    fn stop(&mut self) {
-        self.machine.stop();
-        self.forget_payload();
-        self.end.get_or_insert(End::Shutdown);
-    }
-
-    /// There is nobody left to answer.
-    fn lose(&mut self, why: End) -> bool {
-        self.forget_payload();
-        // A client that said goodbye may close before it has heard everything.
-        match self.end {
-            Some(End::Disconnected | End::Shutdown) => {}
-            Some(End::Closed | End::Lost(_) | End::Violation(_)) | None => self.end = Some(why),
-        }
-        self.discard_replies();
-        true
-    }
-
-    fn forget_payload(&mut self) {
-        if self.due.take().is_some() {
-            self.machine.abandon_payload();
-        }
-    }
-
-    fn discard_replies(&mut self) {
-        self.sent = 0;
-        while let Some(outgoing) = self.replies.pop_front() {
-            self.recycle(outgoing);
-        }
-    }
-
-    fn is_unheard(&self) -> bool {
-        matches!(
-            self.end,
-            Some(End::Closed | End::Lost(_) | End::Violation(_))
-        )
-    }
-}
-
-/// Bytes that are read and not yet parsed.
-struct Input {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn new(early: &[u8]) -> Self {
-        let mut bytes = vec![0; INPUT_BYTES.max(early.len())].into_boxed_slice();
-        bytes[..early.len()].copy_from_slice(early);
-        Self {
-            bytes,
-            start: 0,
-            end: early.len(),
-        }
-    }
-
-    fn unparsed(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        self.start += bytes;
-        debug_assert!(self.start <= self.end, "no more is used than there was");
-    }
-
-    /// Where to read to; what is unparsed (less than a header, or the lane would be stalled) moves to the front.
-    fn room(&mut self) -> &mut [u8] {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        &mut self.bytes[self.end..]
-    }
-
-    fn filled(&mut self, bytes: usize) {
-        self.end += bytes;
-    }
-}
-
-/// After a short read or write the socket has no more to give or take: tokio is told that it would block, so that it
-/// waits for the next event instead of trying in vain. The count is kept by the caller.
-fn drained(done: usize, wanted: usize) -> io::Result<()> {
-    if done > 0 && done < wanted {
-        Err(io::ErrorKind::WouldBlock.into())
-    } else {
-        Ok(())
-    }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
-}
-
-fn usize_of(length: u32) -> usize {
-    usize::try_from(length).expect("the daemon runs on machines of 32 bits and more")
 }

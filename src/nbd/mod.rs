@@ -8,24 +8,29 @@
 //!  export (strangers)      kernel (netlink, sysfs)
 //!      |   \                   |
 //!  handshake \                 |
-//!               lane (one thread, one socket, one backend)
-//!                 |        \
-//!           transmission   pool
+//!               lane (one thread, one front, one backend)
 //!                 |
-//!               wire
+//!             connection (a front)
+//!             |      |      \
+//!    transmission  stream   pool
+//!             |
+//!            wire
 //! ```
 
+mod connection;
 mod error;
 mod export;
+mod front;
 pub mod handshake;
 mod kernel;
 mod lane;
 mod pool;
+mod stream;
 mod thread;
 pub mod transmission;
 pub mod wire;
 
+pub use connection::End;
 pub use error::Error;
 pub use export::{ExportOptions, OpenError, serve_export};
 pub use kernel::KernelDevice;
-pub use lane::End;
