@@ -97,7 +97,9 @@ impl Load {
         let info = probe(&mut nexus, options.lun).await?;
         let block = info.capacity.block_length.bytes();
         if options.bytes == 0 || options.bytes % block != 0 {
-            return Err(format!("--bytes must be a multiple of {block}, the unit's block size").into());
+            return Err(
+                format!("--bytes must be a multiple of {block}, the unit's block size").into(),
+            );
         }
         let blocks = options.bytes / block;
         let places = info.capacity.end.0 / u64::from(blocks);
@@ -122,11 +124,18 @@ impl Load {
     /// One more command on its way.
     fn submit(&mut self) -> Result<(), &'static str> {
         // Weyl's sequence: as good as chance for a disk, and the same in every run.
-        let step = if self.is_sequential { 1 } else { 0x9E37_79B9_7F4A_7C15 };
+        let step = if self.is_sequential {
+            1
+        } else {
+            0x9E37_79B9_7F4A_7C15
+        };
         self.next = self.next.wrapping_add(step);
         let lba = Lba(self.next % self.places * u64::from(self.blocks.0));
         let (cdb, data) = if let Some(payload) = &self.payload {
-            (Cdb::write_16(lba, self.blocks, false), Data::Out(payload.clone()))
+            (
+                Cdb::write_16(lba, self.blocks, false),
+                Data::Out(payload.clone()),
+            )
         } else {
             let buffer = self.spare.pop();
             let buffer = buffer.unwrap_or_else(|| BytesMut::zeroed(self.bytes));
@@ -134,7 +143,9 @@ impl Load {
         };
         let lun = self.lun;
         let command = Command { lun, cdb, data };
-        self.nexus.submit(0, command).map_err(|_| "the session takes no more commands")?;
+        self.nexus
+            .submit(0, command)
+            .map_err(|_| "the session takes no more commands")?;
         self.in_flight += 1;
         Ok(())
     }
@@ -205,7 +216,9 @@ async fn run() -> Result<String, Box<dyn Error>> {
     let iops = f64::from(count) / seconds;
     let mib_per_s = iops * f64::from(options.bytes) / f64::from(1 << 20);
     Ok(if options.is_json {
-        format!("{{\"count\":{count},\"seconds\":{seconds:.6},\"iops\":{iops:.1},\"mib_per_s\":{mib_per_s:.2}}}")
+        format!(
+            "{{\"count\":{count},\"seconds\":{seconds:.6},\"iops\":{iops:.1},\"mib_per_s\":{mib_per_s:.2}}}"
+        )
     } else {
         format!("{count} commands in {seconds:.2} s: {iops:.0} IOPS, {mib_per_s:.1} MiB/s")
     })

@@ -47,6 +47,8 @@ pub(crate) const INTEROP: &[&str] = &[
 ];
 /// The peers of the comparison, `qemu-nbd` aside (see `bench::peer`).
 pub(crate) const BENCH: &[&str] = &["fio", "libiscsi-bin", "tgt"];
+/// To count instructions.
+pub(crate) const INSTRUCTIONS: &[&str] = &["valgrind"];
 
 /// apt's downloads on a slow line.
 const APT_LIMIT: Duration = Duration::from_mins(20);

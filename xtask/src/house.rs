@@ -77,7 +77,7 @@ struct Executable {
 }
 
 impl Built {
-    /// The daemon and the demo, optimised. One set of arguments for all who want them: another selection of
+    /// The daemon, the demo and what is measured, optimised. One set of arguments for all who want them: another selection of
     /// packages would have other features of their dependencies, and compile those again.
     pub(crate) async fn release(stage: &Stage) -> Result<Self> {
         Self::of(
@@ -88,18 +88,13 @@ impl Built {
                 "cinder-nbd",
                 "-p",
                 "demo",
+                "-p",
+                "measured",
                 "--bins",
             ],
             stage,
         )
         .await
-    }
-
-    /// One example of a package, optimised.
-    pub(crate) async fn example(package: &str, name: &str, stage: &Stage) -> Result<PathBuf> {
-        let args = ["build", "--release", "-p", package, "--example", name];
-        let built = Self::of(&args, stage).await?;
-        built.program(name)
     }
 
     /// All programs and tests as `cargo test --workspace` makes them.

@@ -93,7 +93,11 @@ mod tests {
             rows(output),
             [
                 row("short", "1.1 ns", None),
-                row("loopback/read 4 KiB depth 32", "9.5 us", Some("400.1 MiB/s"))
+                row(
+                    "loopback/read 4 KiB depth 32",
+                    "9.5 us",
+                    Some("400.1 MiB/s")
+                )
             ]
         );
     }

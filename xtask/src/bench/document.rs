@@ -57,7 +57,10 @@ fn replaced(text: &str, name: &str, body: &str) -> Result<String> {
         Some((&text[..from], &text[to..]))
     };
     let (before, after) = place().with_context(|| {
-        format!("{DOCUMENT} has no `{}` with an `{end}` behind it: put them where the section belongs", begin.trim())
+        format!(
+            "{DOCUMENT} has no `{}` with an `{end}` behind it: put them where the section belongs",
+            begin.trim()
+        )
     })?;
     Ok(format!("{before}\n{}\n\n{after}", body.trim()))
 }
@@ -79,7 +82,10 @@ mod tests {
     #[test]
     fn a_section_without_marks_says_what_to_do() {
         let error = replaced(TEXT, "c", "new").unwrap_err();
-        assert!(error.to_string().contains("<!-- measured: c -->"), "{error}");
+        assert!(
+            error.to_string().contains("<!-- measured: c -->"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -57,7 +57,11 @@ pub(super) async fn compare(
             }
             for bridge in order {
                 let (name, of) = (&work.name, ground.rounds);
-                stage.note(&format!("round {} of {of}: {name}, {}", round + 1, bridge.name));
+                stage.note(&format!(
+                    "round {} of {of}: {name}, {}",
+                    round + 1,
+                    bridge.name
+                ));
                 let sample = run_fio(work, bridge, ground.path(), runtime).await?;
                 let of_work = samples.entry((work.name.clone(), bridge.name));
                 of_work.or_default().push(sample);
@@ -92,7 +96,10 @@ const RATE: fn(&Sample) -> f64 = FIGURES[1];
 const CPU: fn(&Sample) -> f64 = FIGURES[4];
 
 pub(super) async fn measure(ground: &Ground) -> Result<Section> {
-    let bridges = [bridge_ours(ground, "ours").await?, bridge_peer(ground).await?];
+    let bridges = [
+        bridge_ours(ground, "ours").await?,
+        bridge_peer(ground).await?,
+    ];
     let works = jobs();
     let runtime = ground.runtime(Duration::from_millis(2500));
     let samples = compare(ground, "export beside qemu-nbd", &works, &bridges, runtime).await?;
@@ -123,7 +130,10 @@ fn table(works: &[Work], samples: &Samples) -> String {
         };
         let of = |bridge, figure| figures(samples, &work.name, bridge, figure);
         for bridge in [OURS, PEER] {
-            row(bridge, FIGURES.map(|figure| amount(median(of(bridge, figure)))));
+            row(
+                bridge,
+                FIGURES.map(|figure| amount(median(of(bridge, figure)))),
+            );
         }
         let ratio = |figure| Ratio::of(&of(OURS, figure), &of(PEER, figure)).to_string();
         row("ratio", FIGURES.map(ratio));
@@ -198,9 +208,19 @@ pub(super) async fn measure_sizes(ground: &Ground) -> Result<Section> {
             directions.map(|(direction, rw)| Work::new(name(size, direction), rw, *bytes, DEPTH))
         })
         .collect();
-    let bridges = [bridge_ours(ground, "ours").await?, bridge_peer(ground).await?];
+    let bridges = [
+        bridge_ours(ground, "ours").await?,
+        bridge_peer(ground).await?,
+    ];
     let runtime = ground.runtime(Duration::from_secs(1));
-    let samples = compare(ground, "sizes from 4 KiB to 4 MiB", &works, &bridges, runtime).await?;
+    let samples = compare(
+        ground,
+        "sizes from 4 KiB to 4 MiB",
+        &works,
+        &bridges,
+        runtime,
+    )
+    .await?;
     let mut text = format!(
         "Random, depth {DEPTH}.\n\n\
          | size | {OURS} MiB/s | {PEER} MiB/s | ratio | {OURS} CPU us per MiB | {PEER} CPU us per MiB | ratio |\n\

@@ -22,7 +22,12 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(name: impl Into<String>, rw: &'static str, block_bytes: u32, depth: u32) -> Self {
+    pub(super) fn new(
+        name: impl Into<String>,
+        rw: &'static str,
+        block_bytes: u32,
+        depth: u32,
+    ) -> Self {
         Self {
             name: name.into(),
             rw,
@@ -112,8 +117,16 @@ pub(super) async fn measure(
     Run::new("fio", runtime + Duration::from_mins(1))
         .dir(dir)
         .args(["--name=j", "--ioengine=nbd", "--size=4g", "--time_based"])
-        .args(["--randrepeat=1", "--norandommap", "--group_reporting", "--thread"])
-        .arg(format!("--uri=nbd+unix:///?socket={}", bridge.socket.display()))
+        .args([
+            "--randrepeat=1",
+            "--norandommap",
+            "--group_reporting",
+            "--thread",
+        ])
+        .arg(format!(
+            "--uri=nbd+unix:///?socket={}",
+            bridge.socket.display()
+        ))
         .arg(format!("--runtime={}ms", runtime.as_millis()))
         .arg(format!("--rw={}", work.rw))
         .arg(format!("--bs={}", work.block_bytes))
@@ -126,7 +139,8 @@ pub(super) async fn measure(
         .await
         .with_context(|| format!("{} on {}", work.name, bridge.name))?;
     let spent_us = cpu.spent_us()?;
-    let report = Report::read(&path).with_context(|| format!("{} on {}", work.name, bridge.name))?;
+    let report =
+        Report::read(&path).with_context(|| format!("{} on {}", work.name, bridge.name))?;
     Ok(Sample {
         report,
         cpu_us_per_io: spent_us / report.count,

@@ -32,7 +32,10 @@ pub(super) async fn measure_lanes(ground: &Ground) -> Result<Section> {
             })
         })
         .collect();
-    let bridges = [bridge_ours(ground, "ours").await?, bridge_peer(ground).await?];
+    let bridges = [
+        bridge_ours(ground, "ours").await?,
+        bridge_peer(ground).await?,
+    ];
     let runtime = ground.runtime(Duration::from_millis(1500));
     let samples = compare(ground, "one to four connections", &works, &bridges, runtime).await?;
     let mut text = format!(
@@ -43,10 +46,16 @@ pub(super) async fn measure_lanes(ground: &Ground) -> Result<Section> {
     for work in &works {
         let _ = write!(text, "| {} |", work.name.replace(" connections", ""));
         for figure in [IOPS, CPU] {
-            let [ours, peers] = [OURS, PEER].map(|bridge| figures(&samples, &work.name, bridge, figure));
+            let [ours, peers] =
+                [OURS, PEER].map(|bridge| figures(&samples, &work.name, bridge, figure));
             let ratio = Ratio::of(&ours, &peers);
             // writing to a String cannot fail
-            let _ = write!(text, " {} | {} | {ratio} |", amount(median(ours)), amount(median(peers)));
+            let _ = write!(
+                text,
+                " {} | {} | {ratio} |",
+                amount(median(ours)),
+                amount(median(peers))
+            );
         }
         text.push('\n');
     }
@@ -82,7 +91,11 @@ const WATCHED: Duration = Duration::from_secs(5);
 /// So many exports of ours, each a process with a client's connection held open: a lane and a session at rest.
 pub(super) async fn measure_volumes(ground: &Ground) -> Result<Section> {
     let stage = Stage::begin("1 to 64 volumes at rest");
-    let counts = if ground.is_quick { &VOLUMES[..3] } else { &VOLUMES[..] };
+    let counts = if ground.is_quick {
+        &VOLUMES[..3]
+    } else {
+        &VOLUMES[..]
+    };
     let mut held = Vec::new();
     let mut rows = Vec::new();
     for &count in counts {
@@ -139,7 +152,10 @@ fn volumes_section(rows: &[(usize, Footprint, Footprint)]) -> Section {
     }
     let series = |name: &str, figure: fn(&Footprint) -> f64| Series {
         name: name.to_owned(),
-        values: rows.iter().map(|(count, _, after)| each(*count, figure(after)) / 1024.0).collect(),
+        values: rows
+            .iter()
+            .map(|(count, _, after)| each(*count, figure(after)) / 1024.0)
+            .collect(),
     };
     let chart = Chart {
         file: "volumes",

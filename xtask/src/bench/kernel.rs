@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::fio::Report;
-use super::statistics::{amount, median};
 use super::Ground;
 use super::document::Section;
+use super::fio::Report;
+use super::statistics::{amount, median};
 use crate::house;
 use crate::ui::Stage;
 use crate::vm::{Image, Job};
@@ -66,7 +66,11 @@ pub(super) async fn measure(ground: &Ground, profile: Option<&str>) -> Result<Se
         std::fs::remove_dir_all(&keep).with_context(|| format!("clear {}", keep.display()))?;
     }
     let settings = ground.path().join("bench.env");
-    let (rounds, ios, mib) = if ground.is_quick { (1, 1500, 32) } else { (2, 4000, 96) };
+    let (rounds, ios, mib) = if ground.is_quick {
+        (1, 1500, 32)
+    } else {
+        (2, 4000, 96)
+    };
     std::fs::write(
         &settings,
         format!(
@@ -193,7 +197,9 @@ fn parts(
 
 fn render(samples: &[Sample], rounds: u32) -> String {
     let of = |job: &str, way: &str, figure: &dyn Fn(&Sample) -> f64| {
-        let wanted = samples.iter().filter(|one| one.job == job && one.way == way);
+        let wanted = samples
+            .iter()
+            .filter(|one| one.job == job && one.way == way);
         median(wanted.map(figure).collect())
     };
     let mut text = format!(

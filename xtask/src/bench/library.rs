@@ -128,7 +128,12 @@ fn table(samples: &[Sample]) -> String {
             let [ours, peers] = NAMES.map(|name| of(samples, depth, name, figure));
             let ratio = Ratio::of(&ours, &peers);
             // writing to a String cannot fail
-            let _ = write!(text, " {} | {} | {ratio} |", amount(median(ours)), amount(median(peers)));
+            let _ = write!(
+                text,
+                " {} | {} | {ratio} |",
+                amount(median(ours)),
+                amount(median(peers))
+            );
         }
         text.push('\n');
     }
@@ -154,8 +159,18 @@ fn charts(samples: &[Sample]) -> Vec<Chart> {
         mark: None,
     };
     vec![
-        chart("library-iops", "The library beside libiscsi, 4 KiB random reads", "IOPS", IOPS),
-        chart("library-cpu", "Processor time of the library's process, 4 KiB random reads", "CPU us per I/O", CPU),
+        chart(
+            "library-iops",
+            "The library beside libiscsi, 4 KiB random reads",
+            "IOPS",
+            IOPS,
+        ),
+        chart(
+            "library-cpu",
+            "Processor time of the library's process, 4 KiB random reads",
+            "CPU us per I/O",
+            CPU,
+        ),
     ]
 }
 

@@ -91,7 +91,7 @@ struct Ground {
     dir: tempfile::TempDir,
     /// The daemon's program, optimised.
     ours: PathBuf,
-    /// The library's example.
+    /// The library's example, built as the daemon is.
     perf: PathBuf,
     peer: peer::QemuNbd,
     target: Tgtd,
@@ -104,13 +104,14 @@ impl Ground {
         let peer = peer::QemuNbd::ready().await?;
         let stage = Stage::begin("build the release");
         let built = Built::release(&stage).await?;
-        let perf = Built::example("iscsi", "perf", &stage).await?;
         stage.done("");
-        let dir = tempfile::Builder::new().prefix("cinder-nbd-bench-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("cinder-nbd-bench-")
+            .tempdir()?;
         let target = Tgtd::start(dir.path()).await?;
         Ok(Self {
             ours: built.program("cinder-nbd")?,
-            perf,
+            perf: built.program("perf")?,
             peer,
             target,
             dir,

@@ -185,7 +185,9 @@ impl Chart {
                 .map(|(category, value)| (number(category) + 0.5, *value))
                 .collect();
             chart.draw_series(LineSeries::new(points.clone(), colour(at).stroke_width(2)))?;
-            let dots = points.into_iter().map(|point| Circle::new(point, 4, colour(at).filled()));
+            let dots = points
+                .into_iter()
+                .map(|point| Circle::new(point, 4, colour(at).filled()));
             chart.draw_series(dots)?;
         }
         Ok(())
@@ -231,7 +233,11 @@ impl Chart {
             let share = (number(at) + 0.5) / number(self.categories.len());
             let x = pixels(LEFT) + rounded(room * share);
             for (row, line) in (0..).zip(name.split(", ")) {
-                area.draw(&Text::new(line.to_owned(), (x, foot + 8 + 16 * row), style.clone()))?;
+                area.draw(&Text::new(
+                    line.to_owned(),
+                    (x, foot + 8 + 16 * row),
+                    style.clone(),
+                ))?;
             }
         }
         let middle = pixels(LEFT) + rounded(room / 2.0);
@@ -318,7 +324,9 @@ mod tests {
     fn all_words_are_in_the_picture() {
         for kind in [Kind::Bars, Kind::Stack, Kind::Lines] {
             let svg = chart(kind).draw().unwrap();
-            for word in ["Title", "job", "IOPS", "4 KiB", "read", "one", "two", "a mark"] {
+            for word in [
+                "Title", "job", "IOPS", "4 KiB", "read", "one", "two", "a mark",
+            ] {
                 assert!(svg.contains(word), "{kind:?}: {word}");
             }
         }

@@ -87,7 +87,11 @@ fn microseconds(ticks: u32) -> Result<f64> {
 /// Two fields of `proc_pid_stat(5)`, user and system time of the process (14, 15) or its children (16, 17); the name
 /// in field 2 may hold anything, so they are counted from its end.
 fn sum(stat: &str, behind_name: usize) -> Option<u32> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(behind_name);
+    let mut fields = stat
+        .rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .skip(behind_name);
     let user: u32 = fields.next()?.parse().ok()?;
     let system: u32 = fields.next()?.parse().ok()?;
     user.checked_add(system)

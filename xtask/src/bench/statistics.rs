@@ -22,7 +22,11 @@ pub(super) struct Ratio {
 impl Ratio {
     /// Of pairs in order of their rounds.
     pub(super) fn of(ours: &[f64], peers: &[f64]) -> Self {
-        let ratios: Vec<f64> = ours.iter().zip(peers).map(|(ours, peer)| ours / peer).collect();
+        let ratios: Vec<f64> = ours
+            .iter()
+            .zip(peers)
+            .map(|(ours, peer)| ours / peer)
+            .collect();
         Self {
             low: ratios.iter().copied().fold(f64::INFINITY, f64::min),
             high: ratios.iter().copied().fold(0.0, f64::max),
