@@ -10,7 +10,7 @@ use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress, Status};
 use super::Invented;
 
 /// A nexus, and the buffers that go round.
-pub struct Bed {
+pub(crate) struct Bed {
     nexus: Nexus<Invented>,
     spare: Vec<BytesMut>,
     payload: Bytes,
@@ -19,7 +19,7 @@ pub struct Bed {
 
 impl Bed {
     /// The target answers when `depth` reads or writes have come.
-    pub async fn start(depth: usize) -> Self {
+    pub(crate) async fn start(depth: usize) -> Self {
         let name = "iqn.2026-11.org.cinder-nbd:bench"
             .parse()
             .expect("a legal name");
@@ -38,7 +38,7 @@ impl Bed {
     }
 
     /// Submits `depth` commands, and waits for all answers.
-    pub async fn burst(&mut self, depth: usize, bytes: u32, is_write: bool) {
+    pub(crate) async fn burst(&mut self, depth: usize, bytes: u32, is_write: bool) {
         let length = usize::try_from(bytes).expect("it fits");
         let (blocks, lun) = (Blocks(bytes / 512), LunAddress::from_number(0));
         for _ in 0..depth {

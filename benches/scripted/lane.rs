@@ -18,7 +18,7 @@ use super::Target;
 const ROUND_BYTES: u64 = 512 << 20;
 
 /// One client in transmission phase, and all that is behind it.
-pub struct Bed {
+pub(crate) struct Bed {
     client: UnixStream,
     shutdown: CancellationToken,
     export: Option<JoinHandle<()>>,
@@ -31,7 +31,7 @@ pub struct Bed {
 
 impl Bed {
     /// The target answers when `depth` reads or writes have come.
-    pub fn start(depth: usize) -> Self {
+    pub(crate) fn start(depth: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it listens");
         let target = std::thread::spawn(move || serve_target(&listener, depth));
@@ -72,7 +72,7 @@ impl Bed {
     }
 
     /// Sends `depth` requests in one write, and waits for all answers.
-    pub fn burst(&mut self, depth: usize, bytes: u32, is_write: bool) {
+    pub(crate) fn burst(&mut self, depth: usize, bytes: u32, is_write: bool) {
         let length = usize::try_from(bytes).expect("it fits");
         self.requests.clear();
         for _ in 0..depth {

@@ -6,8 +6,8 @@
 //!
 //! Source: RFC 7143 §11, SPC-4 and SBC-4 for the answers; constants of their own, as everywhere in tests.
 
-pub mod driver;
-pub mod lane;
+pub(crate) mod driver;
+pub(crate) mod lane;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,20 +24,20 @@ const HEADER: usize = 48;
 
 /// A connection's target.
 #[derive(Debug, Default)]
-pub struct Target {
+pub(crate) struct Target {
     inbox: Vec<u8>,
     stat_sn: u32,
     exp_cmd_sn: u32,
     /// Of the initiator: the longest data segment that it takes.
     segment_bytes_max: usize,
     /// Answers to reads and writes, kept back until so many are there.
-    pub burst: usize,
+    pub(crate) burst: usize,
     held: usize,
     held_bytes: Vec<u8>,
 }
 
 impl Target {
-    pub fn new(burst: usize) -> Self {
+    pub(crate) fn new(burst: usize) -> Self {
         Self {
             segment_bytes_max: 8192,
             burst,
@@ -46,7 +46,7 @@ impl Target {
     }
 
     /// Takes what the initiator sent, cut anywhere; appends what is to be answered.
-    pub fn handle(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    pub(crate) fn handle(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let mut inbox = std::mem::take(&mut self.inbox);
         inbox.extend_from_slice(bytes);
         let mut at = 0;
@@ -276,8 +276,8 @@ fn word(number: usize) -> [u8; 4] {
 
 /// A network whose one connection ends in a [`Target`], in the caller's own thread and without the system.
 #[derive(Clone, Debug)]
-pub struct Invented {
-    pub burst: usize,
+pub(crate) struct Invented {
+    pub(crate) burst: usize,
 }
 
 impl Network for Invented {
@@ -299,7 +299,7 @@ impl Network for Invented {
 
 /// What is written is answered before the write returns.
 #[derive(Debug)]
-pub struct Wire(Arc<Mutex<Ends>>);
+pub(crate) struct Wire(Arc<Mutex<Ends>>);
 
 #[derive(Debug)]
 struct Ends {

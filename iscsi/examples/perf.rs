@@ -61,7 +61,8 @@ impl Options {
         let [portal, target, lun] = places.as_slice() else {
             return Err(USAGE.into());
         };
-        (portal, target).clone_into(&mut (&mut options.portal, &mut options.target));
+        options.portal.clone_from(portal);
+        options.target.clone_from(target);
         options.lun = lun.parse()?;
         if options.depth == 0 || options.seconds == 0 {
             return Err("--depth and --seconds are at least 1".into());

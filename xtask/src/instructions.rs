@@ -28,6 +28,11 @@ pub(crate) struct Options {
 const DOCUMENT: &str = "docs/instructions.md";
 /// Beyond what the order of threads and the places of memory do to the count (seen: 1 %).
 const GROWTH_MAX: f64 = 1.03;
+/// I/Os of the shorter run: enough that one more turn of the loop here or there does not show.
+const COUNT: u32 = 640;
+/// valgrind counts each step of a `rep movsb`, so a copied byte as an instruction: glibc is told to copy with vectors.
+const NO_REP: &str =
+    "glibc.cpu.x86_rep_movsb_threshold=1000000000:glibc.cpu.x86_rep_stosb_threshold=1000000000";
 /// Of one run under valgrind, on a busy machine.
 const LIMIT: Duration = Duration::from_mins(3);
 
@@ -70,11 +75,6 @@ impl Work {
             depth,
         } = self;
         format!("{what}: {direction} {} KiB, depth {depth}", bytes / 1024)
-    }
-
-    /// Enough that one more turn of the loop here or there does not show.
-    fn count(&self) -> u32 {
-        640
     }
 }
 
@@ -131,10 +131,9 @@ async fn count() -> Result<Vec<(String, f64)>> {
     let mut figures = Vec::new();
     for work in &WORKS {
         stage.note(&work.name());
-        let (once, twice) = (work.count(), work.count() * 2);
-        let short = run(&program, work, once, dir.path()).await?;
-        let long = run(&program, work, twice, dir.path()).await?;
-        figures.push((work.name(), (long - short) / f64::from(once)));
+        let short = run(&program, work, COUNT, dir.path()).await?;
+        let long = run(&program, work, COUNT * 2, dir.path()).await?;
+        figures.push((work.name(), (long - short) / f64::from(COUNT)));
     }
     stage.done(&format!("{} figures", figures.len()));
     Ok(figures)
@@ -145,6 +144,7 @@ async fn run(program: &Path, work: &Work, count: u32, dir: &Path) -> Result<f64>
     let out = tempfile::tempdir_in(dir)?;
     Run::new("valgrind", LIMIT)
         .args(["--tool=callgrind", "--separate-threads=yes"])
+        .env("GLIBC_TUNABLES", NO_REP)
         .arg(format!("--callgrind-out-file={}/out", out.path().display()))
         .arg(program)
         .args([work.what, work.direction])

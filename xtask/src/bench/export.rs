@@ -189,25 +189,25 @@ fn cpu_chart(works: &[Work], samples: &Samples) -> Chart {
     }
 }
 
+const SIZES: [(&str, u32); 6] = [
+    ("4 KiB", 4 * KIB),
+    ("16 KiB", 16 * KIB),
+    ("64 KiB", 64 * KIB),
+    ("256 KiB", 256 * KIB),
+    ("1 MiB", MIB),
+    ("4 MiB", 4 * MIB),
+];
+const DIRECTIONS: [(&str, &str); 2] = [("read", "randread"), ("write", "randwrite")];
+/// For all sizes; 4 MiB times it is what a target and two sockets can hold.
+const SIZES_DEPTH: u32 = 8;
+
 /// 4 KiB to 4 MiB at one depth.
 pub(super) async fn measure_sizes(ground: &Ground) -> Result<Section> {
-    const DEPTH: u32 = 8;
-    let sizes: [(&str, u32); 6] = [
-        ("4 KiB", 4 * KIB),
-        ("16 KiB", 16 * KIB),
-        ("64 KiB", 64 * KIB),
-        ("256 KiB", 256 * KIB),
-        ("1 MiB", MIB),
-        ("4 MiB", 4 * MIB),
-    ];
-    let directions = [("read", "randread"), ("write", "randwrite")];
-    let name = |size: &str, direction: &str| format!("{size} {direction}");
-    let works: Vec<Work> = sizes
-        .iter()
-        .flat_map(|(size, bytes)| {
-            directions.map(|(direction, rw)| Work::new(name(size, direction), rw, *bytes, DEPTH))
-        })
-        .collect();
+    let of_size = |&(size, bytes): &(&str, u32)| {
+        DIRECTIONS
+            .map(|(direction, rw)| Work::new(format!("{size} {direction}"), rw, bytes, SIZES_DEPTH))
+    };
+    let works: Vec<Work> = SIZES.iter().flat_map(of_size).collect();
     let bridges = [
         bridge_ours(ground, "ours").await?,
         bridge_peer(ground).await?,
@@ -221,56 +221,64 @@ pub(super) async fn measure_sizes(ground: &Ground) -> Result<Section> {
         runtime,
     )
     .await?;
+    Ok(Section {
+        name: "sizes",
+        text: sizes_table(&works, &samples),
+        charts: vec![sizes_chart(&samples)],
+    })
+}
+
+fn sizes_table(works: &[Work], samples: &Samples) -> String {
     let mut text = format!(
-        "Random, depth {DEPTH}.\n\n\
+        "Random, depth {SIZES_DEPTH}.\n\n\
          | size | {OURS} MiB/s | {PEER} MiB/s | ratio | {OURS} CPU us per MiB | {PEER} CPU us per MiB | ratio |\n\
          |---|---:|---:|---:|---:|---:|---:|\n"
     );
-    for work in &works {
-        let of = |bridge, figure| figures(&samples, &work.name, bridge, figure);
+    for work in works {
+        let of = |bridge, figure| figures(samples, &work.name, bridge, figure);
         let a_mib = f64::from(MIB) / f64::from(work.block_bytes);
         let cost = |bridge| amount(median(of(bridge, CPU)) * a_mib);
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} | {} | {} |",
-            work.name,
+        let cells = [
             amount(median(of(OURS, RATE))),
             amount(median(of(PEER, RATE))),
-            Ratio::of(&of(OURS, RATE), &of(PEER, RATE)),
+            Ratio::of(&of(OURS, RATE), &of(PEER, RATE)).to_string(),
             cost(OURS),
             cost(PEER),
-            Ratio::of(&of(OURS, CPU), &of(PEER, CPU)),
-        );
+            Ratio::of(&of(OURS, CPU), &of(PEER, CPU)).to_string(),
+        ];
+        // writing to a String cannot fail
+        let _ = writeln!(text, "| {} | {} |", work.name, cells.join(" | "));
     }
-    let series = |figure: fn(&Sample) -> f64| {
-        let lines = [OURS, PEER].into_iter().flat_map(|bridge| {
-            directions.map(|(direction, _)| Series {
-                name: format!("{bridge}, {direction}"),
-                values: sizes
-                    .iter()
-                    .map(|(size, _)| {
-                        median(figures(&samples, &name(size, direction), bridge, figure))
-                    })
-                    .collect(),
-            })
-        });
-        lines.collect::<Vec<_>>()
-    };
-    let charts = vec![Chart {
+    text
+}
+
+fn sizes_chart(samples: &Samples) -> Chart {
+    let series = [OURS, PEER].into_iter().flat_map(|bridge| {
+        DIRECTIONS.map(|(direction, _)| Series {
+            name: format!("{bridge}, {direction}"),
+            values: SIZES
+                .iter()
+                .map(|(size, _)| {
+                    median(figures(
+                        samples,
+                        &format!("{size} {direction}"),
+                        bridge,
+                        RATE,
+                    ))
+                })
+                .collect(),
+        })
+    });
+    Chart {
         file: "sizes",
-        title: format!("Throughput by size, random, depth {DEPTH}"),
+        title: format!("Throughput by size, random, depth {SIZES_DEPTH}"),
         kind: Kind::Lines,
         across: "size of one I/O",
         up: "MiB/s",
-        categories: sizes.map(|(size, _)| size.to_owned()).into(),
-        series: series(RATE),
+        categories: SIZES.map(|(size, _)| size.to_owned()).into(),
+        series: series.collect(),
         mark: None,
-    }];
-    Ok(Section {
-        name: "sizes",
-        text,
-        charts,
-    })
+    }
 }
 
 #[cfg(test)]

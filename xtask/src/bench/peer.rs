@@ -72,7 +72,7 @@ impl QemuNbd {
 
     /// The driver, which the program loads by itself.
     pub(super) fn driver(&self) -> Result<PathBuf> {
-        let root = self.root.as_deref().unwrap_or(Path::new("/"));
+        let root = self.root.as_deref().unwrap_or_else(|| Path::new("/"));
         let driver = libraries(root).join("qemu/block-iscsi.so");
         anyhow::ensure!(driver.is_file(), "no {}", driver.display());
         Ok(driver)

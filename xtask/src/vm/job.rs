@@ -31,6 +31,7 @@ pub(crate) struct Job {
     pub(super) network: bool,
     pub(super) memory_mib: u32,
     pub(super) is_counted: bool,
+    pub(super) has_wide_copies: bool,
     pub(super) keep: Option<PathBuf>,
 }
 
@@ -55,6 +56,7 @@ impl Job {
             network: false,
             memory_mib: 3072,
             is_counted: false,
+            has_wide_copies: false,
             keep: None,
         }
     }
@@ -101,6 +103,13 @@ impl Job {
     /// whatever else the host does, and say nothing of caches. Four to six times slower than the clock.
     pub(crate) fn counted(mut self) -> Self {
         self.is_counted = true;
+        self
+    }
+
+    /// The guest's processor lacks `erms`: its kernel copies by words of eight bytes, so that a counted copy costs an
+    /// eighth. The emulator counts each step of a `rep` as an instruction.
+    pub(crate) fn wide_copies(mut self) -> Self {
+        self.has_wide_copies = true;
         self
     }
 

@@ -82,7 +82,12 @@ fn qemu(job: &Job, image: &Image, dir: &Path) -> Result<Command> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
     command.process_group(0).env("TMPDIR", dir);
-    command.args(["-machine", "q35,usb=off", "-cpu", "max,-cx16"]);
+    let processor = if job.has_wide_copies {
+        "max,-cx16,-erms,-fsrm"
+    } else {
+        "max,-cx16"
+    };
+    command.args(["-machine", "q35,usb=off", "-cpu", processor]);
     if job.is_counted {
         // with two processors it hangs
         command.args(["-accel", "tcg,thread=single", "-smp", "1"]);
