@@ -2,7 +2,7 @@
 //!
 //! The daemon is joined here because the control socket and the Docker plugin do not know each
 //! other. It goes down in the order faces, volumes, journal: no new calls, then everything off this
-//! host, bounded in time.
+//! host or left to the next daemon, bounded in time.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,21 +12,25 @@ use cinder_nbd::cli::arguments::{Arguments, Verb};
 use cinder_nbd::cli::control::server::Control;
 use cinder_nbd::config::Config;
 use cinder_nbd::docker::Plugin;
+use cinder_nbd::sys::inherited::{self, Inherited};
+use cinder_nbd::sys::notify::Notifier;
 use cinder_nbd::telemetry::{self, Speaker};
-use cinder_nbd::volume::{ConfiguredCloud, Engine, Host, Settings, line};
+use cinder_nbd::volume::{ConfiguredCloud, Engine, Host, Parting, Settings, line};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
+    // Before anything is opened: a number that is passed over must not have become something else.
+    let inherited = inherited::take();
     let arguments = Arguments::parse();
-    let is_daemon = matches!(arguments.verb, Verb::Daemon);
+    let is_daemon = matches!(arguments.verb, Verb::Daemon | Verb::Supervise);
     telemetry::start(if is_daemon {
         Speaker::Daemon
     } else {
         Speaker::Command
     });
-    let result = run(arguments);
+    let result = run(arguments, inherited);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -36,14 +40,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result<()> {
     // The control plane: one thread; what blocks has threads of its own, and so has every lane.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let result = if matches!(arguments.verb, Verb::Daemon) {
         let config = Config::load(arguments.config.as_deref())?;
-        runtime.block_on(Box::pin(daemon(&config)))
+        runtime.block_on(Box::pin(daemon(&config, inherited)))
     } else {
         runtime.block_on(Box::pin(cinder_nbd::cli::run(arguments)))
     };
@@ -59,21 +63,34 @@ const VOLUMES_PATIENCE: Duration = Duration::from_secs(20);
 /// For threads in system calls.
 const BLOCKING_PATIENCE: Duration = Duration::from_secs(2);
 
-async fn daemon(config: &Config) -> anyhow::Result<()> {
+async fn daemon(config: &Config, inherited: Vec<Inherited>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let holder = holder();
     let cloud = Arc::new(ConfiguredCloud::new(config.cloud.clone()));
-    let (engine, running) = Engine::start(Settings::try_from(config)?, cloud, Arc::new(Host))?;
+    let host = Arc::new(Host::new(holder.clone(), inherited));
+    let (engine, running) = Engine::start(Settings::try_from(config)?, cloud, host)?;
     let shutdown = CancellationToken::new();
+    let mut parting = Parting::LeaveUsed;
     let served = match faces(config, &engine, &shutdown) {
         Ok(faces) => {
             tokio::pin!(faces);
+            tell(holder.as_deref(), |holder| holder.ready("serving"));
             let ended = tokio::select! {
                 ended = &mut faces => Some(ended),
-                _ = terminate.recv() => None,
-                _ = interrupt.recv() => None,
+                _ = terminate.recv() => {
+                    parting = at_terminate(holder.is_some()).await;
+                    None
+                }
+                _ = interrupt.recv() => {
+                    parting = Parting::TakeOff;
+                    None
+                }
+                _ = hang_up.recv() => None,
             };
-            tracing::info!("stopping");
+            tracing::info!(?parting, "stopping");
+            tell(holder.as_deref(), |holder| holder.stopping("stopping"));
             shutdown.cancel();
             match ended {
                 Some(ended) => ended,
@@ -87,8 +104,32 @@ async fn daemon(config: &Config) -> anyhow::Result<()> {
         Err(error) => Err(error),
     };
     drop(engine);
-    running.stop(VOLUMES_PATIENCE).await;
+    running.stop(VOLUMES_PATIENCE, parting).await;
     served
+}
+
+/// Whoever runs us and holds descriptors for us.
+fn holder() -> Option<Arc<Notifier>> {
+    let found = Notifier::from_environment();
+    if let Err(error) = &found {
+        tracing::warn!(%error, "whoever started us cannot be spoken to; after a crash I/O waits for the kernel's timers");
+    }
+    found.ok().flatten().map(Arc::new)
+}
+
+fn tell(holder: Option<&Notifier>, say: impl FnOnce(&Notifier) -> std::io::Result<()>) {
+    if let Some(Err(error)) = holder.map(say) {
+        tracing::warn!(%error, "whoever started us does not answer");
+    }
+}
+
+/// With a holder there is a next daemon, unless the host itself goes down.
+async fn at_terminate(is_held: bool) -> Parting {
+    if is_held && !Host::is_stopping().await {
+        Parting::LeaveUsed
+    } else {
+        Parting::TakeOff
+    }
 }
 
 /// Both sockets, listening from now on; the future serves them.

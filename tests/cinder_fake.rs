@@ -672,6 +672,25 @@ async fn connection_information_for_others_is_refused_and_its_secret_kept() {
 }
 
 #[tokio::test]
+async fn the_way_to_a_volume_is_told_again() {
+    let server = Server::start(|seen, _| {
+        seen.is("GET", "/volume/v3/p1/attachments/a-1").then(|| {
+            ok(
+                &json!({"attachment": {"id": "a-1", "status": "attached", "connection_info":
+                {"driver_volume_type": "iscsi", "target_portal": "192.0.2.1:3260", "target_lun": 1,
+                "target_iqn": "iqn.2010-10.org.openstack:volume-1", "auth_method": "CHAP",
+                "auth_username": "me", "auth_password": "hunter2hunter2"}}}),
+            )
+        })
+    })
+    .await;
+    let info = server.cinder().await.connection_of("a-1").await.unwrap();
+    assert_eq!(info.target_portal.to_string(), "192.0.2.1:3260");
+    assert_eq!(info.target_lun, 1);
+    assert_eq!(info.chap.unwrap().secret.expose(), "hunter2hunter2");
+}
+
+#[tokio::test]
 async fn an_attachment_that_is_gone_is_deleted() {
     let server = Server::start(|seen, _| {
         (seen.method == "DELETE").then(|| {

@@ -149,6 +149,12 @@ async fn a_volume_lives_its_life_and_leaves_nothing() {
 
     cinder.complete(&attachment).await.unwrap();
     cinder.complete(&attachment).await.unwrap();
+    // A daemon that has lost it asks again.
+    let again = cinder.connection_of(&attachment).await.unwrap();
+    assert_eq!(again.target_portal, info.target_portal);
+    assert_eq!(again.target_iqn, info.target_iqn);
+    let secret = again.chap.map(|chap| chap.secret.expose().to_owned());
+    assert_eq!(secret.as_deref(), Some(chap.secret.expose()));
     let shown = cinder.show(&volume.id).await.unwrap();
     assert_eq!(shown.status, "in-use");
     assert_eq!(shown.attachments[0].attachment_id, attachment);

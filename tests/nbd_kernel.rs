@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cinder_nbd::block::ErrorKind;
-use cinder_nbd::nbd::{Error, KernelDevice};
+use cinder_nbd::nbd::{DeviceParams, Error, KernelDevice};
 use nbd_bed::{Medium, run, run_ok, wait_for};
 
 const MIB: usize = 1 << 20;
@@ -75,8 +75,7 @@ fn what_the_driver_cannot_show_is_refused_in_words_and_every_backend_closed() {
             let backend = media[lane].open();
             async move { Ok(backend) }
         },
-        "differ",
-        HOLDS,
+        DeviceParams::new("differ"),
     ));
     assert!(matches!(outcome, Err(Error::Geometry)), "{outcome:?}");
     assert_eq!((one.counts().closed, other.counts().closed), (1, 1));
@@ -109,7 +108,7 @@ fn the_device_shows_what_the_backend_is() {
             "write back"
         };
         assert_eq!(sysfs(&device, "queue/write_cache"), cache);
-        assert_eq!(sysfs(&device, "queue/io_timeout"), "90000");
+        assert_eq!(sysfs(&device, "queue/io_timeout"), "150000");
         let pid = sysfs_path(&device, "pid");
         assert!(pid.exists());
         disconnect(device);
@@ -425,9 +424,6 @@ fn kernel_is_here() -> bool {
     }
 }
 
-/// These media hold nothing.
-const HOLDS: Option<Duration> = Some(Duration::ZERO);
-
 fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -442,7 +438,11 @@ fn try_connect(medium: &Medium, lanes: usize, identifier: &str) -> Result<Kernel
         let backend = medium.open();
         async move { Ok(backend) }
     };
-    block_on(KernelDevice::connect_with(lanes, open, identifier, HOLDS))
+    block_on(KernelDevice::connect_with(
+        lanes,
+        open,
+        DeviceParams::new(identifier),
+    ))
 }
 
 #[track_caller]

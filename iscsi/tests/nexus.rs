@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use iscsi::io::{Command, Data, Event, Nexus, NexusError, NexusParams};
 use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
 use iscsi::proto::{Isid, SessionParams};
-use iscsi::scsi::{Blocks, Cdb, Lba, LunAddress, Status};
+use iscsi::scsi::{BlockLength, Blocks, ByteCount, Cdb, Identity, Lba, LunAddress, Status};
 use support::stamp::Map;
 use support::target::{Disk, Fault, Target};
 
@@ -66,6 +66,15 @@ async fn next(nexus: &mut Nexus) -> Event {
     poll_fn(|cx| nexus.poll_event(cx)).await
 }
 
+/// As a process that has found what another one left when it was killed.
+async fn resume(target: &Target, identity: &Identity) -> Result<Nexus, NexusError> {
+    let params = NexusParams {
+        resume: Some(identity.clone()),
+        ..params(target, Duration::from_mins(2))
+    };
+    Nexus::open(params).await
+}
+
 /// The next command that ends, whichever way; what else is told is counted by its kind.
 async fn ended(
     nexus: &mut Nexus,
@@ -122,6 +131,32 @@ async fn io_goes_on_over_lost_connections_and_nothing_is_lost() {
     target.wait_sessions(1);
     assert_eq!(target.violations(), Vec::<String>::new());
     nexus.logout().await.expect("the logout succeeds");
+}
+
+// E10: the process that served it was killed; the next one knows its identity from a file
+#[tokio::test]
+async fn a_unit_is_resumed_if_it_is_the_recorded_one() {
+    let target = target();
+    let first = open(&target, Duration::from_mins(2)).await;
+    let seen = first.identity().clone();
+    drop(first);
+    let recorded = Identity::recorded(
+        seen.designators().to_vec(),
+        seen.serial().map(str::to_owned),
+        BlockLength::new(seen.block_bytes()).expect("a length of blocks"),
+        ByteCount(seen.size_bytes()),
+    );
+    assert_eq!(recorded, seen);
+    let nexus = resume(&target, &recorded).await.expect("it is the same");
+    assert!(!nexus.has_lost_power());
+    target.wait_sessions(1);
+    drop(nexus);
+    let other = Disk::memory(8 * MIB).serial("another");
+    target.set_lun(IQN, 1, other);
+    let refused = resume(&target, &recorded).await.expect_err("another unit");
+    assert!(matches!(refused, NexusError::Gate(_)), "{refused}");
+    target.wait_sessions(0);
+    assert_eq!(target.violations(), Vec::<String>::new());
 }
 
 // E10

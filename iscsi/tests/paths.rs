@@ -117,6 +117,29 @@ fn resets(target: &Target) -> usize {
         .count()
 }
 
+// E8: a process before this one may have had writes under way over either portal
+#[tokio::test]
+async fn a_unit_with_two_paths_is_resumed_behind_a_reset() {
+    let target = target();
+    let first = Nexus::open(params(&target)).await.expect("it opens");
+    let identity = first.identity().clone();
+    drop(first);
+    assert_eq!(resets(&target), 0);
+    let mut both = params(&target);
+    both.resume = Some(identity.clone());
+    let mut nexus = Nexus::open(both).await.expect("it is the same unit");
+    assert_eq!(resets(&target), 1);
+    perform(&mut nexus, write(1)).await;
+    drop(nexus);
+    // Over the only path the login itself has ended what was there before.
+    let mut single = params(&target);
+    single.paths.truncate(1);
+    single.resume = Some(identity);
+    let nexus = Nexus::open(single).await.expect("it is the same unit");
+    assert_eq!(resets(&target), 1);
+    nexus.logout().await.expect("the logout succeeds");
+}
+
 // E8: the other portal
 #[tokio::test]
 async fn io_goes_on_over_the_other_portal() {

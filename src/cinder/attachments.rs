@@ -115,6 +115,17 @@ impl Cinder {
         connection::parse(value.get("attachment").unwrap_or(&Value::Null))
     }
 
+    /// What the second step answered, once more.
+    ///
+    /// # Errors
+    /// See `Error`; not found if the attachment was deleted meanwhile.
+    pub async fn connection_of(&self, attachment_id: &str) -> Result<ConnectionInfo, Error> {
+        let path = ["attachments", attachment_id];
+        let answer = self.session.call(Call::get(&path)).await?;
+        let value: Value = answer.parse()?;
+        connection::parse(value.get("attachment").unwrap_or(&Value::Null))
+    }
+
     /// Last step: `in-use`.
     ///
     /// # Errors

@@ -34,11 +34,23 @@ pub enum Verb {
     /// Run the service: control socket, Docker plugin socket, block devices
     #[command(
         long_about = "Runs the service in the foreground: the control socket for the other verbs, the socket of the \
-            Docker volume plugin, and the data path of every attached device. SIGTERM takes everything off this host \
-            and ends it; volumes still in use after 20 s are flushed and cut off.",
+            Docker volume plugin, and the data path of every attached device.\n\nSIGINT takes everything off this host \
+            and ends it; volumes still in use after 20 s are flushed and cut off. SIGTERM does the same, unless systemd \
+            or 'cinder-nbd supervise' runs the service: then volumes in use are left to the kernel, and their I/O waits \
+            for the next daemon. A daemon that starts serves again what one before it has left, also if that one was \
+            killed.",
         after_help = "Example:\n  cinder-nbd daemon --config /etc/cinder-nbd/cinder-nbd.toml"
     )]
     Daemon,
+    /// Run the service and start it again when it dies, where there is no systemd
+    #[command(
+        long_about = "Runs 'cinder-nbd daemon' and starts it again when it dies; holds what the next one needs to go on \
+            at once with the I/O of attached devices. For hosts and containers without systemd; systemd does the same \
+            with the unit that comes with cinder-nbd. SIGHUP restarts the daemon (after an upgrade: the new one), SIGTERM \
+            and SIGINT are passed on and end it.",
+        after_help = "Example:\n  cinder-nbd supervise --config /etc/cinder-nbd/cinder-nbd.toml"
+    )]
+    Supervise,
     /// Attach a volume as /dev/nbdX and print the device
     #[command(
         after_help = "Examples:\n  cinder-nbd attach data1\n  cinder-nbd attach --portal 192.0.2.10:3260 \
@@ -46,7 +58,9 @@ pub enum Verb {
     )]
     Attach(Attach),
     /// Detach a volume by name, UUID or device
-    #[command(after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0")]
+    #[command(
+        after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0\n  cinder-nbd detach --all"
+    )]
     Detach(Detach),
     /// Serve a LUN as an NBD export on a Unix socket; needs no root, no kernel module and no daemon
     #[command(
@@ -129,8 +143,11 @@ pub struct Attach {
 #[derive(Debug, Args)]
 pub struct Detach {
     /// Name or UUID of the volume, or its device
-    #[arg(value_name = "VOLUME|DEVICE")]
-    pub volume: String,
+    #[arg(value_name = "VOLUME|DEVICE", required_unless_present = "all")]
+    pub volume: Option<String>,
+    /// Everything that is attached, before a stop for good
+    #[arg(long, conflicts_with = "volume")]
+    pub all: bool,
     /// Even if Docker is counted as using it, or its target takes no more writes and what is
     /// unwritten is lost; what the kernel knows as in use is never detached
     #[arg(long)]
@@ -291,6 +308,8 @@ mod tests {
             format!("attach {target} --chap-user u --chap-secret-file f --json"),
             "detach v1".to_owned(),
             "detach /dev/nbd0".to_owned(),
+            "detach --all --force".to_owned(),
+            "supervise --config /etc/x".to_owned(),
             format!("export {target} --socket /tmp/s --read-only"),
             "discover --portal localhost".to_owned(),
             "list --json".to_owned(),
@@ -325,6 +344,9 @@ mod tests {
             "export --portal 127.0.0.1 --target iqn.2026-11.example:a --lun 16384 --socket /tmp/s"
                 .to_owned(),
             "discover".to_owned(),
+            "detach".to_owned(),
+            "detach v1 --all".to_owned(),
+            "supervise daemon".to_owned(),
             "volume create v1 --size 0".to_owned(),
             "volume create v1 --snapshot a --image b".to_owned(),
             "frobnicate".to_owned(),

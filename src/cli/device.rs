@@ -9,7 +9,7 @@ use super::control::wire::{AttachRequest, DetachRequest, StaticAttachRequest};
 use super::output::{Waiting, print, print_facts, print_json, print_table};
 use super::secret;
 use crate::config::Config;
-use crate::volume::View;
+use crate::volume::{State, View};
 
 pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<()> {
     let Attach {
@@ -69,17 +69,41 @@ pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<(
 }
 
 pub(super) async fn detach(config: &Config, options: Detach) -> anyhow::Result<()> {
-    let doing = format!("detaching {}", options.volume);
-    let client = Client::connect(&config.control_socket).context(doing.clone())?;
-    let _waiting = Waiting::new(doing.clone());
-    let request = DetachRequest {
-        volume: options.volume,
-        force: options.force,
+    let Some(volume) = options.volume else {
+        return detach_all(config, options.force).await;
     };
+    let doing = format!("detaching {volume}");
+    let client = Client::connect(&config.control_socket).context(doing.clone())?;
+    let _waiting = Waiting::new(doing);
+    detach_one(&client, volume, options.force).await
+}
+
+async fn detach_one(client: &Client, volume: String, force: bool) -> anyhow::Result<()> {
+    let doing = format!("detaching {volume}");
+    let request = DetachRequest { volume, force };
     client
         .post::<_, serde_json::Value>("/v1/detach", &request)
         .await
         .context(doing)?;
+    Ok(())
+}
+
+/// Each in turn; what could not be detached is named, and does not keep the others.
+async fn detach_all(config: &Config, force: bool) -> anyhow::Result<()> {
+    let doing = "detaching everything";
+    let client = Client::connect(&config.control_socket).context(doing)?;
+    let _waiting = Waiting::new(doing.to_owned());
+    let views: Vec<View> = client.get("/v1/volumes").await.context(doing)?;
+    let attached = views
+        .into_iter()
+        .filter(|view| view.state != State::Detached);
+    let mut failures = Vec::new();
+    for view in attached {
+        if let Err(error) = detach_one(&client, view.name, force).await {
+            failures.push(format!("{error:#}"));
+        }
+    }
+    anyhow::ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //!  attach detach list status     the daemon, through the control socket
 //!  volume create|list|show|...   the cloud
 //!  export discover               a target; no daemon, no root, no kernel module
+//!  supervise                     nothing; it starts the daemon, again and again
 //!  daemon                        wired in `main.rs`: it joins rooms that do not know each other
 //! ```
 //!
@@ -22,6 +23,7 @@ mod discover;
 mod export;
 mod output;
 mod secret;
+mod supervise;
 
 use crate::config::Config;
 use arguments::{Arguments, Verb};
@@ -34,6 +36,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = arguments.config.as_deref();
     match arguments.verb {
         Verb::Daemon => anyhow::bail!("the daemon is started by the program, not by its library"),
+        Verb::Supervise => supervise::run(file).await,
         Verb::Attach(options) => device::attach(&Config::load_local(file)?, options).await,
         Verb::Detach(options) => device::detach(&Config::load_local(file)?, options).await,
         Verb::List(options) => device::list(&Config::load_local(file)?, options).await,

@@ -3,6 +3,7 @@
 //! Read before changing: `docs/configuration.md` lists the same keys.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
@@ -22,6 +23,7 @@ const KEYS: &[&str] = &[
     "ip",
     "lanes",
     "replacement_timeout",
+    "dead_conn_timeout",
     "header_digest",
     "data_digest",
     "default_size",
@@ -31,6 +33,13 @@ const KEYS: &[&str] = &[
 
 /// Lanes share the target's sessions and the kernel's hardware queues; chosen freely, any value above the cores of a host works.
 const LANES_MAX: usize = 64;
+
+/// Long enough for a package upgrade that goes wrong at first, short enough that a host whose daemon never comes back
+/// gets errors instead of a hang for ever; chosen freely.
+const DEAD_CONN_TIMEOUT_S: u64 = 600;
+
+/// A week, as for `replacement_timeout`.
+const DEAD_CONN_TIMEOUT_MAX_S: u64 = 604_800;
 
 /// Cinder keeps sizes as a 32-bit number of GiB.
 const SIZE_MAX: u64 = i32::MAX as u64;
@@ -78,6 +87,7 @@ struct RawFile {
     ip: Option<String>,
     lanes: Option<usize>,
     replacement_timeout: Option<toml::Value>,
+    dead_conn_timeout: Option<u64>,
     header_digest: Option<String>,
     data_digest: Option<String>,
     default_size: Option<u64>,
@@ -114,6 +124,9 @@ impl RawFile {
                 .as_ref()
                 .and_then(replacement_timeout)
                 .unwrap_or_else(|| RecoveryPolicy::default().replacement_timeout),
+            dead_conn_timeout: Duration::from_secs(
+                self.dead_conn_timeout.unwrap_or(DEAD_CONN_TIMEOUT_S),
+            ),
             header_digest: digest(self.header_digest.as_ref()).unwrap_or_default(),
             data_digest: digest(self.data_digest.as_ref()).unwrap_or_default(),
             default_size: self.default_size.unwrap_or(1),
@@ -137,7 +150,7 @@ impl RawFile {
         let is_no_policy =
             |policy: &Option<String>| policy.is_some() && digest(policy.as_ref()).is_none();
         let policy = "must be none, prefer or require";
-        let rules: [(&str, bool, &str); 13] = [
+        let rules: [(&str, bool, &str); 14] = [
             ("runtime_dir", is_relative(&self.runtime_dir), absolute),
             ("state_dir", is_relative(&self.state_dir), absolute),
             ("mount_dir", is_relative(&self.mount_dir), absolute),
@@ -161,6 +174,12 @@ impl RawFile {
                     .as_ref()
                     .is_some_and(|value| replacement_timeout(value).is_none()),
                 "must be a number of seconds up to 604800, 0 to fail at once, or \"never\"",
+            ),
+            (
+                "dead_conn_timeout",
+                self.dead_conn_timeout
+                    .is_some_and(|seconds| !(1..=DEAD_CONN_TIMEOUT_MAX_S).contains(&seconds)),
+                "must be a number of seconds from 1 to 604800",
             ),
             (
                 "default_size",
@@ -304,6 +323,7 @@ mod tests {
         );
         assert_eq!((config.lanes, config.default_size), (1, 1));
         assert_eq!(config.replacement_timeout.to_string(), "120");
+        assert_eq!(config.dead_conn_timeout, Duration::from_mins(10));
         let patient = parse_text("replacement_timeout = 'never'").unwrap();
         assert_eq!(patient.replacement_timeout, ReplacementTimeout::Never);
         assert_eq!(config.default_fstype, "ext4");
@@ -325,7 +345,9 @@ mod tests {
     fn every_listed_key_is_a_field_and_the_reverse() {
         for key in KEYS {
             let text = match *key {
-                "lanes" | "default_size" | "replacement_timeout" => format!("{key} = 1"),
+                "lanes" | "default_size" | "replacement_timeout" | "dead_conn_timeout" => {
+                    format!("{key} = 1")
+                }
                 "header_digest" | "data_digest" => format!("{key} = 'prefer'"),
                 "cloud" => "[cloud]".to_owned(),
                 "ip" => "ip = '10.0.0.1'".to_owned(),
@@ -368,6 +390,8 @@ mod tests {
             ("data_digest = 'CRC32C'", "data_digest"),
             ("replacement_timeout = -1", "replacement_timeout"),
             ("replacement_timeout = 'soon'", "replacement_timeout"),
+            ("dead_conn_timeout = 0", "dead_conn_timeout"),
+            ("dead_conn_timeout = 604801", "dead_conn_timeout"),
             ("state_dir = 'relative'", "state_dir"),
             ("ip = 'example.org'", "ip"),
             ("host = 'a b'", "host"),

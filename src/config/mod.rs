@@ -16,6 +16,7 @@ mod file;
 mod nearest;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::ReplacementTimeout;
@@ -50,6 +51,8 @@ pub struct Config {
     pub lanes: usize,
     /// How long I/O waits for a target that is away before it fails. Default 120 s.
     pub replacement_timeout: ReplacementTimeout,
+    /// How long the kernel holds the I/O of a device whose daemon is gone before it fails. Default 600 s.
+    pub dead_conn_timeout: Duration,
     /// CRC32C behind each iSCSI header. Default none.
     pub header_digest: DigestPolicy,
     /// CRC32C behind all iSCSI data. Default none.

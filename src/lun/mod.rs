@@ -46,6 +46,9 @@ pub struct LunSpec {
     pub recovery: RecoveryPolicy,
     /// Refuse writes.
     pub read_only: bool,
+    /// The unit that a process before this one served with the same names and ISID: it must be that one, and what those
+    /// sessions may have left at work is ended first.
+    pub resume: Option<Identity>,
 }
 
 impl LunSpec {
@@ -57,6 +60,7 @@ impl LunSpec {
             more_paths: Vec::new(),
             recovery: RecoveryPolicy::default(),
             read_only: false,
+            resume: None,
         }
     }
 
@@ -66,9 +70,13 @@ impl LunSpec {
             NexusParams::new(self.session.clone(), lun).map_err(|_| Error::NoTargetName)?;
         params.paths.extend_from_slice(&self.more_paths);
         params.policy = self.recovery;
+        params.resume.clone_from(&self.resume);
         Ok(params)
     }
 }
+
+const POWER_LOST: &str =
+    "the target has lost power meanwhile: the next flush fails if it has a volatile cache";
 
 /// A logical unit that is logged in to.
 #[derive(Debug)]
@@ -108,10 +116,16 @@ impl Lun {
         tracing::info!(lun = %name, found = %info, "logged in");
         let limits = Limits::of(&info, spec.read_only);
         let now = Instant::now();
+        let geometry = geometry(&info, &limits);
+        let mut machine = Machine::new(limits, now.into_std());
+        if nexus.has_lost_power() {
+            tracing::warn!(lun = %name, "{POWER_LOST}");
+            machine.handle_power_lost();
+        }
         Ok(Self {
             nexus,
-            geometry: geometry(&info, &limits),
-            machine: Machine::new(limits, now.into_std()),
+            geometry,
+            machine,
             name,
             timer: Box::pin(sleep_until(now)),
         })
@@ -151,7 +165,7 @@ impl Lun {
             // The nexus has told its log why.
             Event::Failed(failed) => self.machine.handle_failed(failed.token),
             Event::Reinstated(how) if how.lost_power => {
-                tracing::warn!(lun = %self.name, "the target has lost power meanwhile: the next flush fails if it has a volatile cache");
+                tracing::warn!(lun = %self.name, "{POWER_LOST}");
                 self.machine.handle_power_lost();
             }
             Event::Examined(identity) => {

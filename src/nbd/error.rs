@@ -53,6 +53,19 @@ pub enum Error {
     /// An identifier the kernel would not show.
     #[error("the backend identifier {0:?} must be 1 to 255 printable bytes")]
     Identifier(String),
+    /// There is no device to adopt.
+    #[error("the kernel has no device with the backend {0:?}: attach the volume anew")]
+    NoDevice(String),
+    /// The kernel keeps a device's old socket.
+    #[error(
+        "the kernel did not take a new socket for lane {lane} of {}: is another process serving it?", device.display()
+    )]
+    NotAdopted {
+        /// `/dev/nbdX`.
+        device: PathBuf,
+        /// Which lane.
+        lane: usize,
+    },
     /// The kernel refused, or was not understood.
     #[error("the kernel would not {doing}")]
     Netlink {

@@ -24,7 +24,10 @@
 //! For the same reason `WRITE_ZEROES` is not offered to the kernel: it would ask for up to 4 GiB at once, which a
 //! target that writes the zeroes may not finish in time; without it the kernel writes zeroes in ordinary requests.
 
+mod adopt;
 mod driver;
+mod keep;
+mod lanes;
 mod queue;
 mod sysfs;
 mod users;
@@ -38,26 +41,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixStream;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::{Backend, Geometry};
+use crate::sys::blkdev;
 use crate::sys::netlink::{self, NbdFamily};
-use crate::sys::{blkdev, socket};
 
+use self::adopt::ADOPTION_S;
+pub use self::keep::{DeviceParams, Keeper, Keepsake, LaneRemains};
+use self::lanes::Lanes;
 use self::sysfs::Sysfs;
 use super::Error;
-use super::connection::Connection;
 use super::export::OpenError;
-use super::lane;
 use super::thread::LaneThread;
 use super::wire::{transmission_flag, transmission_flags};
 
 /// How long a request may take whose target is there: every step of the timeout ladder (30 + 10 + 15 + 30 s) once.
 const WORK_S: u64 = 90;
-/// How long the kernel holds I/O when no lane is left; see the head of this file.
-const DEAD_CONN_TIMEOUT_S: u64 = 0;
+/// `NBD_ATTR_TIMEOUT` of a device whose backend holds requests for ever: as long as the driver can count on every
+/// machine (it multiplies by the tick's frequency in 32 bits), and yet an end: some three weeks.
+const FOREVER_S: u64 = 2_000_000;
 /// The driver's largest block; larger ones are refused by kernels of several years.
 const BLOCK_BYTES_MAX: u32 = 4096;
 /// sysfs shows the identifier in one line of a page.
@@ -81,6 +84,8 @@ const LANES_TIMEOUT: Duration = Duration::from_mins(1);
 pub struct KernelDevice {
     index: u32,
     lanes: Vec<LaneThread<()>>,
+    params: DeviceParams,
+    leave: CancellationToken,
 }
 
 impl KernelDevice {
@@ -107,7 +112,6 @@ impl KernelDevice {
         backends: Vec<B>,
         identifier: &str,
     ) -> Result<Self, Error> {
-        let holds = Some(Duration::ZERO);
         let lanes = backends.len();
         let backends: Vec<_> = backends
             .into_iter()
@@ -121,11 +125,11 @@ impl KernelDevice {
                 .and_then(|mut backend| backend.take());
             async move { backend.ok_or_else(|| OpenError::from("a backend was taken twice")) }
         };
-        Self::connect_with(lanes, take, identifier, holds).await
+        Self::connect_with(lanes, take, DeviceParams::new(identifier)).await
     }
 
     /// As [`Self::connect`], with backends that `open` makes on their lanes' threads; its argument is the lane's
-    /// number, in `0..lanes`. `holds`: how long a backend may hold a request while its target is away; `None` for ever.
+    /// number, in `0..lanes`. What a successor needs is given to the keeper.
     ///
     /// # Errors
     /// As [`Self::connect`]; and `open`'s own, in [`Error::Backend`].
@@ -135,35 +139,68 @@ impl KernelDevice {
     pub async fn connect_with<B, F, O>(
         lanes: usize,
         open: O,
-        identifier: &str,
-        holds: Option<Duration>,
+        params: DeviceParams,
     ) -> Result<Self, Error>
     where
         B: Backend + Send + 'static,
         F: Future<Output = Result<B, OpenError>> + Send,
         O: Fn(usize) -> F + Send + Sync + 'static,
     {
-        let printable = identifier.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-        if identifier.is_empty() || identifier.len() > IDENTIFIER_BYTES_MAX || !printable {
-            return Err(Error::Identifier(identifier.to_owned()));
-        }
-        let abort = CancellationToken::new();
-        let mut started = Lanes::start(lanes, &Arc::new(open), &abort)?;
-        let outcome = match started.geometry().await {
-            Ok(geometry) => attach(geometry, started.kernel_ends, identifier, holds).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
+        check_identifier(&params.identifier)?;
+        let leave = CancellationToken::new();
+        let mut started = Lanes::start(lanes, &Arc::new(open), &leave)?;
+        match connect_lanes(&mut started, &params).await {
             Ok(index) => Ok(Self {
                 index,
                 lanes: started.threads,
+                params,
+                leave,
             }),
             Err(error) => {
-                abort.cancel();
-                join(started.threads).await;
+                leave.cancel();
+                params.forget_all(lanes);
+                join(started.end()).await;
                 Err(error)
             }
         }
+    }
+
+    /// Serves the device that a process that is gone left under this identifier: its users go on, and what they have
+    /// under way is answered. `lanes` is what the device was connected with; `remains` what the keeper gives back, in
+    /// order of the lanes (those that are missing at the end are empty).
+    ///
+    /// `open` must leave a backend behind for which everything is over that the predecessor had under way: nothing of
+    /// it may take effect later. It is called for all lanes before one request is sent.
+    ///
+    /// # Errors
+    /// There is no such device; `open`'s own; the kernel does not take the lanes. The device stays as it is, for a later
+    /// attempt, and what was left is given back.
+    ///
+    /// # Cancel safety
+    /// None: the kernel may have some of the lanes already.
+    pub async fn adopt<B, F, O>(
+        lanes: usize,
+        remains: Vec<LaneRemains>,
+        open: O,
+        params: DeviceParams,
+    ) -> Result<Self, (Vec<LaneRemains>, Error)>
+    where
+        B: Backend + Send + 'static,
+        F: Future<Output = Result<B, OpenError>> + Send,
+        O: Fn(usize) -> F + Send + Sync + 'static,
+    {
+        adopt::adopt(lanes, remains, open, params).await
+    }
+
+    /// The kernel's device of this identifier, `/dev/nbdX`'s X, whether it is served or not. No nbd in this kernel is
+    /// none.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn find(identifier: &str) -> Result<Option<u32>, Error> {
+        let found = Sysfs::find(identifier);
+        let found = found.map_err(|error| refusal("say which devices there are", error.into()))?;
+        Ok(found.first().copied())
     }
 
     /// Disconnects what a process that is gone left behind under this identifier, if anything: its I/O fails, its
@@ -224,86 +261,51 @@ impl KernelDevice {
         }
         // Held until here, so that nobody could mount the device in between.
         drop(guard);
+        self.params.forget_all(self.lanes.len());
         join(self.lanes).await;
         give_up_after(KERNEL_TIMEOUT, move || wait_until_released(index)).await;
         Ok(())
     }
-}
 
-/// Lanes that are started, and the ends of their sockets that the kernel gets.
-struct Lanes {
-    threads: Vec<LaneThread<()>>,
-    kernel_ends: Vec<StdStream>,
-    opened: Vec<oneshot::Receiver<Result<Geometry, OpenError>>>,
-}
-
-impl Lanes {
-    fn start<B, F, O>(count: usize, open: &Arc<O>, abort: &CancellationToken) -> Result<Self, Error>
-    where
-        B: Backend + Send + 'static,
-        F: Future<Output = Result<B, OpenError>> + Send,
-        O: Fn(usize) -> F + Send + Sync + 'static,
-    {
-        let mut lanes = Self {
-            threads: Vec::new(),
-            kernel_ends: Vec::new(),
-            opened: Vec::new(),
-        };
-        for number in 0..count {
-            // On an error the lanes so far find their sockets closed, and end.
-            let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
-            let (tell, opened) = oneshot::channel();
-            let (open, abort) = (Arc::clone(open), abort.clone());
-            let thread = LaneThread::spawn(format!("nbd-lane-{number}"), move || async move {
-                let stream = match UnixStream::from_std(ours) {
-                    Ok(stream) => stream,
-                    Err(error) => return drop(tell.send(Err(error.into()))),
-                };
-                let backend = match open(number).await {
-                    Ok(backend) => backend,
-                    Err(error) => return drop(tell.send(Err(error))),
-                };
-                // Nobody waits for it if another lane failed before.
-                let _ = tell.send(Ok(backend.geometry().clone()));
-                let connection = Connection::new(stream, &[], backend.geometry());
-                let end = lane::serve(connection, backend, &abort).await;
-                tracing::debug!("lane {number}: {end}");
-            });
-            lanes.threads.push(thread.map_err(Error::Lane)?);
-            lanes.kernel_ends.push(kernels);
-            lanes.opened.push(opened);
-        }
-        Ok(lanes)
-    }
-
-    /// The geometry that all lanes agree on, once all are open.
-    async fn geometry(&mut self) -> Result<Geometry, Error> {
-        let mut agreed: Option<Geometry> = None;
-        for opened in self.opened.drain(..) {
-            let geometry = opened
-                .await
-                .map_err(|_| Error::LaneLost)?
-                .map_err(Error::Backend)?;
-            if agreed.as_ref().is_some_and(|agreed| *agreed != geometry) {
-                return Err(Error::Geometry);
-            }
-            agreed = Some(geometry);
-        }
-        agreed.ok_or(Error::NoLanes)
+    /// Leaves the device to a successor: nothing more is taken from the kernel, what is under way is answered, the
+    /// backends are flushed and closed. The kernel keeps the device and what is sent to it meanwhile; the keeper keeps
+    /// what [`Self::adopt`] needs.
+    ///
+    /// # Cancel safety
+    /// The lanes go on leaving, unobserved.
+    pub async fn hand_over(self) {
+        self.leave.cancel();
+        join(self.lanes).await;
     }
 }
 
-/// `NBD_ATTR_TIMEOUT`: zero is never.
+fn check_identifier(identifier: &str) -> Result<(), Error> {
+    let printable = identifier.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if identifier.is_empty() || identifier.len() > IDENTIFIER_BYTES_MAX || !printable {
+        return Err(Error::Identifier(identifier.to_owned()));
+    }
+    Ok(())
+}
+
+/// `NBD_ATTR_TIMEOUT`. Not zero, which is 30 s and a killed link for a device with several sockets.
 fn request_timeout_s(holds: Option<Duration>) -> u64 {
-    holds.map_or(0, |holds| holds.as_secs() + WORK_S)
+    holds.map_or(FOREVER_S, |holds| {
+        (holds.as_secs() + WORK_S + ADOPTION_S).min(FOREVER_S)
+    })
+}
+
+/// The lanes begin, and the kernel gets their sockets; the device's number.
+async fn connect_lanes(started: &mut Lanes, params: &DeviceParams) -> Result<u32, Error> {
+    let geometry = started.geometry().await?;
+    let kernel_ends = started.begin(params)?;
+    attach(geometry, kernel_ends, params).await
 }
 
 /// Gives the sockets to the kernel and makes sure of what it made of them; the device's number.
 async fn attach(
     geometry: Geometry,
     sockets: Vec<StdStream>,
-    identifier: &str,
-    holds: Option<Duration>,
+    params: &DeviceParams,
 ) -> Result<u32, Error> {
     let block = geometry.block_bytes;
     if !block.is_power_of_two() || !(512..=BLOCK_BYTES_MAX).contains(&block) {
@@ -316,15 +318,17 @@ async fn attach(
     if sockets.len() == 1 {
         server_flags &= !transmission_flag::CAN_MULTI_CONN;
     }
-    let owned = identifier.to_owned();
+    let owned = params.identifier.clone();
+    let timeout_s = request_timeout_s(params.holds);
+    let dead_conn_timeout_s = params.dead_conn_timeout.as_secs();
     let size_bytes = geometry.size_bytes;
     let asked = ask_kernel("connect a device", move || {
         let settings = netlink::Connect {
             size_bytes,
             block_bytes: block,
             server_flags,
-            timeout_s: request_timeout_s(holds),
-            dead_conn_timeout_s: DEAD_CONN_TIMEOUT_S,
+            timeout_s,
+            dead_conn_timeout_s,
             identifier: &owned,
         };
         let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
@@ -332,7 +336,7 @@ async fn attach(
         NbdFamily::open()?.connect(&settings, &borrowed)
     })
     .await;
-    let owned = identifier.to_owned();
+    let owned = params.identifier.clone();
     match asked {
         Ok(index) => {
             let tuned = blocking(move || {

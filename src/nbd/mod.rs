@@ -33,4 +33,4 @@ pub mod wire;
 pub use connection::End;
 pub use error::Error;
 pub use export::{ExportOptions, OpenError, serve_export};
-pub use kernel::KernelDevice;
+pub use kernel::{DeviceParams, Keeper, Keepsake, KernelDevice, LaneRemains};

@@ -9,7 +9,11 @@
 //! `volume`'s matter.
 
 pub mod blkdev;
+pub mod holder;
+pub mod inherited;
 pub mod listener;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
+pub mod notify;
 pub mod socket;

@@ -3,8 +3,10 @@
 //! Source: unix(7), socket(7). The kernel's NBD driver takes TCP and Unix *stream* sockets only.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// Bytes that may lie in a socket unread, each way: a whole large request, so that its sender need not wait in the
@@ -27,6 +29,45 @@ pub fn lane_pair() -> io::Result<(UnixStream, UnixStream)> {
         }
     }
     Ok((ours.into(), kernels.into()))
+}
+
+/// Whether the other end of a connected socket is gone.
+///
+/// # Errors
+/// It cannot be asked.
+pub fn has_hung_up<F: AsFd>(socket: F) -> io::Result<bool> {
+    let mut poll = [PollFd::new(&socket, PollFlags::empty())];
+    rustix::event::poll(&mut poll, Some(&Timespec::default()))?;
+    Ok(poll[0].revents().contains(PollFlags::HUP))
+}
+
+/// Bytes that lie in a Unix stream socket for us to read.
+///
+/// # Errors
+/// It cannot be asked.
+pub fn readable_bytes<F: AsFd>(socket: F) -> io::Result<usize> {
+    let bytes = rustix::io::ioctl_fionread(socket)?;
+    Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// Whether the other end has read all that was sent.
+///
+/// # Errors
+/// It cannot be asked.
+#[expect(unsafe_code, reason = "rustix and std have no SIOCOUTQ")]
+pub fn is_all_read<F: AsFd>(socket: F) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed and so open for the whole call; the request writes one int, to `bytes`, which
+    // lives until the call returns.
+    let outcome =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if outcome == 0 {
+        Ok(bytes == 0)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[expect(
@@ -75,6 +116,21 @@ mod tests {
         );
         let flags = rustix::io::fcntl_getfd(&ours).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    #[test]
+    fn what_lies_in_a_socket_and_who_is_gone_is_seen() {
+        let (mut ours, mut kernels) = lane_pair().unwrap();
+        assert!(is_all_read(&ours).unwrap());
+        ours.write_all(&[7; 5000]).unwrap();
+        assert!(!is_all_read(&ours).unwrap());
+        assert_eq!(readable_bytes(&kernels).unwrap(), 5000);
+        kernels.read_exact(&mut [0; 5000]).unwrap();
+        assert!(is_all_read(&ours).unwrap());
+        assert_eq!(readable_bytes(&kernels).unwrap(), 0);
+        assert!(!has_hung_up(&ours).unwrap());
+        drop(kernels);
+        assert!(has_hung_up(&ours).unwrap());
     }
 
     #[test]

@@ -19,17 +19,21 @@
 //!    who owns it and tries again; it is never dropped.
 //! 4. The attachment in Cinder is deleted only after the device is gone: until then the export is
 //!    in use.
+//! 5. A device that the kernel still has when a process starts is served again, and by nothing but
+//!    the unit that was written down. As long as that fails, nothing is written and nothing given up.
 
 use std::sync::Arc;
 
 use iscsi::proto::{ChapCredentials, IscsiName, Isid, Portal, SessionParams};
 use uuid::Uuid;
 
+use super::address::{Address, Addresses};
 use super::cloud::Cloud;
 use super::error::{Error, line};
 use super::journal::{Entry, Step, Store};
-use super::platform::{Device, Platform, Release};
+use super::platform::{Device, DeviceSpec, Platform, Release};
 use super::request::StaticTarget;
+use super::standing::{Standing, Unit};
 use crate::cinder::Connector;
 use crate::lun::LunSpec;
 
@@ -40,6 +44,7 @@ pub(crate) struct Context {
     pub(crate) cloud: Arc<dyn Cloud>,
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) store: Store,
+    pub(crate) addresses: Addresses,
 }
 
 /// A device that is here.
@@ -77,16 +82,6 @@ impl Failure {
             left: Left::Nothing,
         }
     }
-}
-
-/// Where a LUN is, from whichever source.
-struct Address {
-    portal: Portal,
-    target: IscsiName,
-    lun: u16,
-    more_paths: Vec<iscsi::io::Path>,
-    chap: Option<ChapCredentials>,
-    read_only: bool,
 }
 
 /// Attaches a volume of the cloud.
@@ -192,10 +187,87 @@ pub(crate) async fn settle(cx: &Context, entry: Entry) -> Result<(), (Entry, Err
         let step = format!("deleting attachment {id} of {} in Cinder", entry.volume);
         return Err((entry, Error::step(step, cause)));
     }
+    if let Err(error) = cx.addresses.forget(entry.id).await {
+        return Err((entry, error));
+    }
     match cx.store.forget_entry(&entry).await {
         Ok(()) => Ok(()),
         Err(error) => Err((entry, error)),
     }
+}
+
+/// The kernel's device of this entry, if it still has one.
+pub(crate) async fn find_device(
+    cx: &Context,
+    entry: &Entry,
+) -> Result<Option<std::path::PathBuf>, Error> {
+    let found = cx.platform.find(&entry.identifier()).await;
+    found.map_err(|cause| {
+        let step = format!("asking the kernel for the device of {}", entry.volume);
+        Error::step(step, cause)
+    })
+}
+
+/// Serves the kernel's device of this entry again, in place of a process that is gone.
+///
+/// # Cancel safety
+/// None: the kernel may have some of the new sockets.
+pub(crate) async fn take_over(cx: &Context, entry: &Entry) -> Result<Box<dyn Device>, Error> {
+    let unusable = |what: &str| Error::Invalid {
+        what: format!(
+            "{what}; once nobody uses it, 'cinder-nbd detach --force {}' gives it up",
+            entry.volume
+        ),
+    };
+    let standing = entry.standing.as_ref();
+    let known = standing.and_then(|standing| Some((standing, standing.unit.identity()?)));
+    let (standing, identity) = known.ok_or_else(|| {
+        unusable("what the journal has about the logical unit cannot be understood")
+    })?;
+    if !(1..=LANES_MAX).contains(&standing.lanes) {
+        return Err(unusable("the journal has an impossible number of lanes"));
+    }
+    let address = match cx.addresses.load(entry.id).await {
+        Some(address) => address,
+        None => ask_address(cx, entry, standing.read_only)
+            .await?
+            .ok_or_else(|| {
+                unusable("how to log in to its target was lost with the runtime directory")
+            })?,
+    };
+    let mut lanes = lanes_of(cx, entry.id, standing.lanes, &address)?;
+    for lane in &mut lanes {
+        lane.resume = Some(identity.clone());
+        lane.read_only = standing.read_only;
+    }
+    let adopted = cx.platform.adopt(spec_of(cx, entry, lanes)).await;
+    adopted.map_err(|cause| {
+        let (target, portal) = (&standing.target, &standing.portal);
+        Error::step(
+            format!("serving the device again from {target} at {portal}"),
+            cause,
+        )
+    })
+}
+
+/// What Cinder still knows of the way to the LUN; none for a target that it never knew.
+async fn ask_address(
+    cx: &Context,
+    entry: &Entry,
+    read_only: bool,
+) -> Result<Option<Address>, Error> {
+    let Some(id) = &entry.attachment_id else {
+        return Ok(None);
+    };
+    let info = cx.cloud.connection_of(id).await.map_err(|cause| {
+        Error::step(
+            format!("asking Cinder where {} is exported", entry.volume),
+            cause,
+        )
+    })?;
+    let address = Address::of_cinder(info, read_only);
+    cx.addresses.save(entry.id, &address).await?;
+    Ok(Some(address))
 }
 
 /// Removes what a dead daemon left of an attachment.
@@ -276,68 +348,91 @@ async fn export_to_us(
     })?;
     entry.step = Step::Exporting;
     cx.store.save_entry(entry).await?;
-    Ok(Address {
-        portal: info.target_portal,
-        target: info.target_iqn,
-        lun: info.target_lun,
-        more_paths: info.more_paths,
-        chap: info.chap,
-        read_only: read_only || info.read_only,
-    })
+    Ok(Address::of_cinder(info, read_only))
 }
 
 /// Logs in and makes the device; on failure undoes what stood before.
-async fn make_device(cx: &Context, entry: Entry, address: Address) -> Result<Attached, Failure> {
-    let Address {
-        portal,
-        target,
-        lun,
-        more_paths,
-        chap,
-        read_only,
-    } = address;
-    let where_it_is = portal.to_string();
-    let what_it_is = format!("{target} LUN {lun}");
-    let initiator = match cx.settings.initiator_name.parse::<IscsiName>() {
-        Ok(name) => name,
-        Err(error) => {
-            let error = Error::step("using our initiator name", error);
-            return Err(give_up(cx, entry, error).await);
-        }
+async fn make_device(
+    cx: &Context,
+    mut entry: Entry,
+    address: Address,
+) -> Result<Attached, Failure> {
+    let portal = address.portal.to_string();
+    let target = format!("{} LUN {}", address.target, address.lun);
+    let prepared = async {
+        cx.addresses.save(entry.id, &address).await?;
+        cx.store.save_entry(&entry).await?;
+        let count = cx.settings.lanes.clamp(1, LANES_MAX);
+        lanes_of(cx, entry.id, count, &address)
     };
-    if let Err(error) = cx.store.save_entry(&entry).await {
-        return Err(give_up(cx, entry, error).await);
-    }
-    let specs = (0..cx.settings.lanes.clamp(1, LANES_MAX))
-        .map(|lane| {
-            let session = session_params(
-                portal.clone(),
-                initiator.clone(),
-                Some(target.clone()),
-                chap.clone(),
-                lane_isid(entry.id, lane),
-            );
-            let mut spec = LunSpec::new(session, lun);
-            spec.session.offers.header_digest = cx.settings.header_digest;
-            spec.session.offers.data_digest = cx.settings.data_digest;
-            spec.recovery.replacement_timeout = cx.settings.replacement_timeout;
-            spec.read_only = read_only;
-            spec.more_paths.clone_from(&more_paths);
-            spec
-        })
-        .collect();
-    match cx.platform.connect(specs, entry.identifier()).await {
-        Ok(device) => Ok(Attached {
-            entry,
-            device,
-            portal: where_it_is,
-            target: what_it_is,
-            read_only,
-        }),
+    let lanes = match prepared.await {
+        Ok(lanes) => lanes,
+        Err(error) => return Err(give_up(cx, entry, error).await),
+    };
+    let count = lanes.len();
+    match cx.platform.connect(spec_of(cx, &entry, lanes)).await {
+        Ok(device) => {
+            entry.standing = Some(Standing {
+                lanes: count,
+                unit: Unit::of(&device.identity()),
+                read_only: address.read_only,
+                portal: portal.clone(),
+                target: target.clone(),
+                created_by_us: false,
+                formatted: false,
+            });
+            Ok(Attached {
+                entry,
+                device,
+                portal,
+                target,
+                read_only: address.read_only,
+            })
+        }
         Err(cause) => {
-            let step = format!("making a device of {what_it_is} at {where_it_is}");
+            let step = format!("making a device of {target} at {portal}");
             Err(give_up(cx, entry, Error::step(step, cause)).await)
         }
+    }
+}
+
+/// The sessions of an attachment; the same ones whenever it is asked for.
+fn lanes_of(
+    cx: &Context,
+    id: Uuid,
+    count: usize,
+    address: &Address,
+) -> Result<Vec<LunSpec>, Error> {
+    let initiator: IscsiName = cx
+        .settings
+        .initiator_name
+        .parse()
+        .map_err(|error| Error::step("using our initiator name", error))?;
+    let lane = |lane| {
+        let session = session_params(
+            address.portal.clone(),
+            initiator.clone(),
+            Some(address.target.clone()),
+            address.chap.clone(),
+            lane_isid(id, lane),
+        );
+        let mut spec = LunSpec::new(session, address.lun);
+        spec.session.offers.header_digest = cx.settings.header_digest;
+        spec.session.offers.data_digest = cx.settings.data_digest;
+        spec.recovery.replacement_timeout = cx.settings.replacement_timeout;
+        spec.read_only = address.read_only;
+        spec.more_paths.clone_from(&address.more_paths);
+        spec
+    };
+    Ok((0..count).map(lane).collect())
+}
+
+fn spec_of(cx: &Context, entry: &Entry, lanes: Vec<LunSpec>) -> DeviceSpec {
+    DeviceSpec {
+        id: entry.id,
+        identifier: entry.identifier(),
+        lanes,
+        dead_conn_timeout: cx.settings.dead_conn_timeout,
     }
 }
 

@@ -46,6 +46,12 @@ pub trait Cloud: Debug + Send + Sync + 'static {
         connector: Connector,
     ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>>;
 
+    /// The answer of the second step once more, for a process that has lost it.
+    fn connection_of<'a>(
+        &'a self,
+        attachment_id: &'a str,
+    ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>>;
+
     /// Last step.
     fn complete<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
 
@@ -142,6 +148,13 @@ impl Cloud for ConfiguredCloud {
                 .connect_attachment(attachment_id, &connector)
                 .await?)
         })
+    }
+
+    fn connection_of<'a>(
+        &'a self,
+        attachment_id: &'a str,
+    ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.connection_of(attachment_id).await?) })
     }
 
     fn complete<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {

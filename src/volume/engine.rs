@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::address::Addresses;
 use super::attachment::Context;
 use super::cloud::Cloud;
 use super::error::{Error, line};
@@ -40,6 +41,16 @@ pub struct Engine {
     started: Instant,
 }
 
+/// What becomes of the volumes when the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// All are taken off this host; those in use are flushed and cut off in the end.
+    TakeOff,
+    /// Those in use (mounted, attached by hand, open) are left to the kernel for the next daemon; the others are taken
+    /// off.
+    LeaveUsed,
+}
+
 /// The engine's task, to be stopped and awaited by whoever started it.
 #[derive(Debug)]
 pub struct Running {
@@ -53,7 +64,7 @@ pub struct Running {
 enum Message {
     Volume(String, Box<Command>),
     List(oneshot::Sender<Vec<View>>),
-    Stop { deadline: Instant },
+    Stop { deadline: Instant, parting: Parting },
 }
 
 /// Requests that may wait, of all volumes. Chosen freely: `docker compose up` of a large project
@@ -63,8 +74,8 @@ const MESSAGES_MAX: usize = 256;
 const COMMANDS_MAX: usize = 64;
 
 impl Engine {
-    /// Starts the engine: takes the lock, loads what is written down, and begins to remove what a
-    /// dead daemon left.
+    /// Starts the engine: takes the lock, loads what is written down, and begins to serve again, or to
+    /// remove, what the daemon before left.
     ///
     /// # Errors
     /// Another daemon holds the directory; a directory cannot be made or read.
@@ -77,12 +88,16 @@ impl Engine {
         make_directory(&settings.state_dir)?;
         let lock = take_lock(&settings.state_dir)?;
         let store = Store::open(&settings.state_dir)?;
+        let addresses = Addresses::open(&settings.runtime_dir)?;
         let (records, entries) = store.load()?;
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        platform.keep_only(&ids);
         let cx = Arc::new(Context {
             settings,
             cloud,
             platform,
             store,
+            addresses,
         });
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let mut registry = Registry::new(Arc::clone(&cx));
@@ -303,16 +318,17 @@ impl Engine {
 }
 
 impl Running {
-    /// Takes everything off this host and ends. Busy volumes get `patience`; then they are flushed
-    /// and cut off.
-    pub async fn stop(self, patience: Duration) {
+    /// Takes the volumes off this host, or leaves those in use, and ends. Busy volumes that are to be
+    /// taken off get `patience`; then they are flushed and cut off.
+    pub async fn stop(self, patience: Duration, parting: Parting) {
         let Self {
             messages,
             mut task,
             _lock,
         } = self;
         let deadline = Instant::now() + patience;
-        if messages.send(Message::Stop { deadline }).await.is_err() {
+        let stop = Message::Stop { deadline, parting };
+        if messages.send(stop).await.is_err() {
             tracing::error!("the engine had ended before it was told to");
         }
         drop(messages);
@@ -368,7 +384,12 @@ impl Registry {
     fn restore(&mut self, records: Vec<Record>, entries: Vec<Entry>) {
         let mut left: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
         for entry in entries {
-            tracing::info!(volume = entry.volume, step = ?entry.step, "left of an earlier run; will be undone");
+            let plan = if entry.is_standing() {
+                "is served again if the kernel still has its device"
+            } else {
+                "will be undone"
+            };
+            tracing::info!(volume = entry.volume, step = ?entry.step, "left of an earlier run; {plan}");
             left.entry(entry.volume.clone()).or_default().push(entry);
         }
         for record in records {
@@ -382,13 +403,13 @@ impl Registry {
     }
 
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
-        let deadline = loop {
+        let told = loop {
             tokio::select! {
                 message = inbox.recv() => match message {
                     Some(Message::Volume(name, command)) => self.route(name, *command),
                     // A caller that has gone needs no answer.
                     Some(Message::List(reply)) => drop(reply.send(self.views())),
-                    Some(Message::Stop { deadline }) => break Some(deadline),
+                    Some(Message::Stop { deadline, parting }) => break Some((deadline, parting)),
                     None => break None,
                 },
                 Some(finished) = self.finishes.recv() => self.finish(&finished),
@@ -398,10 +419,10 @@ impl Registry {
         // Whoever still waits in the inbox is answered by its closing: `Stopping`.
         drop(inbox);
         for post in std::mem::take(&mut self.workers).into_values() {
-            if let Some(deadline) = deadline {
+            if let Some((deadline, parting)) = told {
                 // There is always a place left for it, so this fails only for a worker that has
                 // ended.
-                if let Err(error) = post.commands.try_send(Command::Stop { deadline }) {
+                if let Err(error) = post.commands.try_send(Command::Stop { deadline, parting }) {
                     tracing::warn!(%error, "a volume could not be told to stop");
                 }
             }

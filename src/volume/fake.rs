@@ -7,19 +7,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::ReplacementTimeout;
+use iscsi::scsi::{BlockLength, ByteCount, Identity};
+use uuid::Uuid;
 
 use super::error::Cause;
-use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
+use super::platform::{
+    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release,
+};
 use super::request::Fstype;
 use super::{CREATED_BY, Cloud, Settings};
 use crate::cinder::{ConnectionInfo, Connector, NewVolume, Volume};
-use crate::lun::LunSpec;
 
 /// Cloud and host of one test.
 #[derive(Clone, Debug, Default)]
@@ -38,12 +42,17 @@ struct Inner {
     mounts: BTreeMap<PathBuf, PathBuf>,
     users: Vec<MountUser>,
     last_options: Option<MountOptions>,
+    /// What a LUN says it is, other than by default.
+    serials: BTreeMap<String, String>,
+    kept: Vec<Uuid>,
 }
 
 #[derive(Clone, Debug)]
 struct FakeLun {
     key: String,
     identifier: String,
+    /// A process answers its I/O.
+    is_served: bool,
 }
 
 impl World {
@@ -140,6 +149,41 @@ impl World {
         self.inner().last_options.clone()
     }
 
+    /// Another unit is behind the LUN of a volume id or target.
+    pub(crate) fn exchange(&self, key: &str, serial: &str) {
+        self.inner()
+            .serials
+            .insert(key.to_owned(), serial.to_owned());
+    }
+
+    /// As a kill does: devices and mounts stay, but nobody serves them.
+    pub(crate) fn kill(&self) {
+        for lun in self.inner().devices.values_mut() {
+            lun.is_served = false;
+        }
+    }
+
+    /// Whether there are devices, and each is served.
+    pub(crate) fn all_served(&self) -> bool {
+        let inner = self.inner();
+        !inner.devices.is_empty() && inner.devices.values().all(|lun| lun.is_served)
+    }
+
+    /// The attachments for which held things were kept at the last start.
+    pub(crate) fn kept(&self) -> Vec<Uuid> {
+        self.inner().kept.clone()
+    }
+
+    fn identity_of(&self, key: &str) -> Identity {
+        let serial = self.inner().serials.get(key).cloned();
+        Identity::recorded(
+            Vec::new(),
+            serial.or_else(|| Some(format!("serial-{key}"))),
+            BlockLength::B512,
+            ByteCount(1 << 30),
+        )
+    }
+
     /// Forgets devices and mounts, as a reboot does.
     pub(crate) fn reboot(&self) {
         let mut inner = self.inner();
@@ -179,11 +223,25 @@ impl World {
             ip: None,
             lanes: 2,
             replacement_timeout: ReplacementTimeout::Never,
+            dead_conn_timeout: Duration::from_mins(10),
             header_digest: DigestPolicy::None,
             data_digest: DigestPolicy::None,
             default_size: 1,
             default_fstype: Fstype::Ext4,
         }
+    }
+
+    fn info_of(&self, attachment_id: &str) -> Result<ConnectionInfo, Cause> {
+        let volume = self.inner().attachments.get(attachment_id).cloned();
+        let volume = volume.ok_or("no such attachment")?;
+        Ok(ConnectionInfo {
+            target_portal: "127.0.0.1:3260".parse()?,
+            target_iqn: format!("iqn.2026-11.example:{volume}").parse()?,
+            target_lun: 1,
+            more_paths: Vec::new(),
+            chap: None,
+            read_only: false,
+        })
     }
 
     async fn enter(&self, call: &'static str) -> Result<(), Cause> {
@@ -275,22 +333,17 @@ impl Cloud for World {
                 (connector.host.as_str(), connector.ip.as_str()),
                 ("testhost", "192.0.2.7")
             );
-            let volume = self
-                .inner()
-                .attachments
-                .get(attachment_id)
-                .cloned()
-                .expect("reserved before");
-            Ok(ConnectionInfo {
-                target_portal: "127.0.0.1:3260".parse().expect("a portal"),
-                target_iqn: format!("iqn.2026-11.example:{volume}")
-                    .parse()
-                    .expect("a name"),
-                target_lun: 1,
-                more_paths: Vec::new(),
-                chap: None,
-                read_only: false,
-            })
+            self.info_of(attachment_id)
+        })
+    }
+
+    fn connection_of<'a>(
+        &'a self,
+        attachment_id: &'a str,
+    ) -> BoxFuture<'a, Result<ConnectionInfo, Cause>> {
+        Box::pin(async move {
+            self.enter("connection_of").await?;
+            self.info_of(attachment_id)
         })
     }
 
@@ -340,6 +393,7 @@ impl Cloud for World {
 struct FakeDevice {
     world: World,
     path: PathBuf,
+    key: String,
 }
 
 impl Device for FakeDevice {
@@ -347,8 +401,8 @@ impl Device for FakeDevice {
         self.path.clone()
     }
 
-    fn identity(&self) -> String {
-        "a LUN of the test".to_owned()
+    fn identity(&self) -> Identity {
+        self.world.identity_of(&self.key)
     }
 
     fn disconnect(self: Box<Self>, how: Release) -> BoxFuture<'static, Disconnected> {
@@ -371,6 +425,26 @@ impl Device for FakeDevice {
             Ok(())
         })
     }
+
+    fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<(), Cause>> {
+        Box::pin(async move {
+            let handed = self.world.enter("hand_over").await;
+            if let Some(lun) = self.world.inner().devices.get_mut(&self.path) {
+                lun.is_served = false;
+            }
+            handed
+        })
+    }
+}
+
+/// The key of the LUN that all lanes lead to, each by a session of its own.
+fn key_of(spec: &DeviceSpec) -> String {
+    let lanes = &spec.lanes;
+    let isids: BTreeSet<[u8; 6]> = lanes.iter().map(|lane| lane.session.isid.0).collect();
+    assert_eq!(isids.len(), lanes.len(), "two lanes share an ISID");
+    let target = lanes[0].session.target_name.as_ref();
+    let target = target.expect("a target").to_string();
+    target.trim_start_matches("iqn.2026-11.example:").to_owned()
 }
 
 impl Platform for World {
@@ -378,35 +452,68 @@ impl Platform for World {
         Box::pin(self.enter("probe"))
     }
 
-    fn connect(
-        &self,
-        lanes: Vec<LunSpec>,
-        identifier: String,
-    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
+    fn connect(&self, spec: DeviceSpec) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
         Box::pin(async move {
             self.enter("connect").await?;
-            let isids: BTreeSet<[u8; 6]> = lanes.iter().map(|lane| lane.session.isid.0).collect();
-            assert_eq!(isids.len(), lanes.len(), "two lanes share an ISID");
-            let target = lanes[0]
-                .session
-                .target_name
-                .as_ref()
-                .expect("a target")
-                .to_string();
-            let key = target.trim_start_matches("iqn.2026-11.example:").to_owned();
+            let key = key_of(&spec);
+            let fresh = spec.lanes.iter().all(|lane| lane.resume.is_none());
+            assert!(fresh, "a new device resumes nothing");
             let mut inner = self.inner();
             inner.numbers += 1;
             let path = PathBuf::from(format!("/dev/nbd{}", inner.numbers));
-            inner
-                .devices
-                .insert(path.clone(), FakeLun { key, identifier });
+            let lun = FakeLun {
+                key: key.clone(),
+                identifier: spec.identifier,
+                is_served: true,
+            };
+            inner.devices.insert(path.clone(), lun);
             drop(inner);
             let device: Box<dyn Device> = Box::new(FakeDevice {
                 world: self.clone(),
                 path,
+                key,
             });
             Ok(device)
         })
+    }
+
+    fn find<'a>(&'a self, identifier: &'a str) -> BoxFuture<'a, Result<Option<PathBuf>, Cause>> {
+        Box::pin(async move {
+            self.enter("find_device").await?;
+            let inner = self.inner();
+            let mut devices = inner.devices.iter();
+            let found = devices.find(|(_, lun)| lun.identifier == identifier);
+            Ok(found.map(|(path, _)| path.clone()))
+        })
+    }
+
+    fn adopt(&self, spec: DeviceSpec) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
+        Box::pin(async move {
+            self.enter("adopt").await?;
+            let key = key_of(&spec);
+            for lane in &spec.lanes {
+                let recorded = lane.resume.as_ref().expect("a recorded identity");
+                recorded.matches(&self.identity_of(&key))?;
+            }
+            let mut inner = self.inner();
+            let mut devices = inner.devices.iter_mut();
+            let (path, lun) = devices
+                .find(|(_, lun)| lun.identifier == spec.identifier)
+                .ok_or("the kernel has no such device")?;
+            assert!(!lun.is_served, "two processes serve one device");
+            assert_eq!(lun.key, key, "the device of another LUN");
+            lun.is_served = true;
+            let device: Box<dyn Device> = Box::new(FakeDevice {
+                world: self.clone(),
+                path: path.clone(),
+                key,
+            });
+            Ok(device)
+        })
+    }
+
+    fn keep_only(&self, ids: &[Uuid]) {
+        self.inner().kept = ids.to_vec();
     }
 
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>> {

@@ -3,6 +3,8 @@
 //!
 //! Invariant: all lanes of a device show the same LUN. Two that differ are refused before the
 //! kernel sees either.
+//!
+//! What outlives this process is `kept`'s matter.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -10,24 +12,57 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use iscsi::proto::recovery::ReplacementTimeout;
+use uuid::Uuid;
 
 use super::error::{Cause, Error};
-use super::platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
+use super::kept::{Keeping, Kept};
+use super::platform::{
+    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release,
+};
 use super::request::Fstype;
 use super::{blank, filesystem};
 use crate::block::Backend;
-use crate::lun::{Lun, LunSpec};
-use crate::nbd::{self, KernelDevice};
+use crate::lun::{Identity, Lun, LunSpec};
+use crate::nbd::{self, DeviceParams, KernelDevice};
+use crate::sys::inherited::Inherited;
 use crate::sys::mount;
+use crate::sys::notify::Notifier;
 
 /// The real platform.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Host;
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    keeping: Arc<Keeping>,
+}
 
 #[derive(Debug)]
 struct HostDevice {
     device: KernelDevice,
-    identity: String,
+    identity: Identity,
+    kept: Option<Arc<Kept>>,
+}
+
+impl Host {
+    /// With whoever holds descriptors for us, if anybody does, and what it held for the process before us.
+    pub fn new(holder: Option<Arc<Notifier>>, inherited: Vec<Inherited>) -> Self {
+        Self {
+            keeping: Arc::new(Keeping::new(holder, inherited)),
+        }
+    }
+
+    /// Whether the whole host is going down, as far as systemd says; false where there is none.
+    pub async fn is_stopping() -> bool {
+        /// It answers at once, or it is too busy with going down.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let asked = tokio::process::Command::new("systemctl")
+            .arg("is-system-running")
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
 }
 
 impl Device for HostDevice {
@@ -35,13 +70,17 @@ impl Device for HostDevice {
         self.device.path()
     }
 
-    fn identity(&self) -> String {
+    fn identity(&self) -> Identity {
         self.identity.clone()
     }
 
     fn disconnect(self: Box<Self>, how: Release) -> BoxFuture<'static, Disconnected> {
         Box::pin(async move {
-            let Self { device, identity } = *self;
+            let Self {
+                device,
+                identity,
+                kept,
+            } = *self;
             let result = match device.disconnect(how == Release::Forced).await {
                 // Nobody uses it, as was just proved, and its target takes no more writes.
                 Err((device, nbd::Error::Flush { .. })) if how == Release::LoseUnwritten => {
@@ -49,10 +88,29 @@ impl Device for HostDevice {
                 }
                 result => result,
             };
-            result.map_err(|(device, error)| {
-                let device: Box<dyn Device> = Box::new(Self { device, identity });
-                (device, error.into())
-            })
+            match result {
+                Ok(()) => {
+                    if let Some(kept) = kept {
+                        kept.forget_all();
+                    }
+                    Ok(())
+                }
+                Err((device, error)) => {
+                    let device: Box<dyn Device> = Box::new(Self {
+                        device,
+                        identity,
+                        kept,
+                    });
+                    Err((device, error.into()))
+                }
+            }
+        })
+    }
+
+    fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<(), Cause>> {
+        Box::pin(async move {
+            self.device.hand_over().await;
+            Ok(())
         })
     }
 }
@@ -62,12 +120,42 @@ impl Platform for Host {
         Box::pin(async { Ok(tokio::task::spawn_blocking(KernelDevice::probe).await??) })
     }
 
-    fn connect(
-        &self,
-        lanes: Vec<LunSpec>,
-        identifier: String,
-    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
-        Box::pin(connect(lanes, identifier))
+    fn connect(&self, spec: DeviceSpec) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
+        let kept = self.keeping.of_device(spec.id, spec.lanes.len());
+        if let Some(kept) = &kept {
+            kept.settle();
+        }
+        Box::pin(async move {
+            let made = make(spec, kept.clone(), Way::New).await;
+            if let (Err(_), Some(kept)) = (&made, &kept) {
+                kept.forget_all();
+            }
+            made
+        })
+    }
+
+    fn find<'a>(&'a self, identifier: &'a str) -> BoxFuture<'a, Result<Option<PathBuf>, Cause>> {
+        let identifier = identifier.to_owned();
+        Box::pin(async move {
+            let find = move || KernelDevice::find(&identifier);
+            let found = tokio::task::spawn_blocking(find).await??;
+            Ok(found.map(|index| PathBuf::from(format!("/dev/nbd{index}"))))
+        })
+    }
+
+    fn adopt(&self, spec: DeviceSpec) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>> {
+        let kept = self.keeping.of_device(spec.id, spec.lanes.len());
+        Box::pin(async move {
+            let made = make(spec, kept.clone(), Way::Adopted).await;
+            if let (Err(_), Some(kept)) = (&made, &kept) {
+                self.keeping.take_back(kept);
+            }
+            made
+        })
+    }
+
+    fn keep_only(&self, ids: &[Uuid]) {
+        self.keeping.keep_only(ids);
     }
 
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>> {
@@ -160,19 +248,78 @@ fn holds(lanes: &[LunSpec]) -> Option<Duration> {
     Some(most)
 }
 
+/// Whether the kernel has the device already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    New,
+    Adopted,
+}
+
 /// Each lane logs in on its own thread; the first one's unit is what the others must show.
-async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Device>, Cause> {
-    let count = lanes.len();
-    let holds = holds(&lanes);
-    let lanes = Arc::new(lanes);
+async fn make(
+    spec: DeviceSpec,
+    kept: Option<Arc<Kept>>,
+    way: Way,
+) -> Result<Box<dyn Device>, Cause> {
+    let lanes = spec.lanes.len();
+    let params = DeviceParams {
+        identifier: spec.identifier,
+        holds: holds(&spec.lanes),
+        dead_conn_timeout: spec.dead_conn_timeout,
+        keeper: kept.clone().map(|kept| {
+            let keeper: Arc<dyn nbd::Keeper> = kept;
+            keeper
+        }),
+    };
     let first = Arc::new(OnceLock::new());
-    let seen = Arc::clone(&first);
-    let open = move |lane: usize| {
-        let (lanes, seen) = (Arc::clone(&lanes), Arc::clone(&seen));
-        async move {
+    let open = opener(spec.lanes, Arc::clone(&first), way);
+    let device = match way {
+        Way::New => KernelDevice::connect_with(lanes, open, params).await?,
+        Way::Adopted => {
+            let remains = kept.as_ref().map(|kept| kept.take_remains());
+            let remains = remains.unwrap_or_default();
+            let adopted = KernelDevice::adopt(lanes, remains, open, params).await;
+            let device = adopted.map_err(|(unused, error)| {
+                if let Some(kept) = &kept {
+                    kept.give_back(unused);
+                }
+                error
+            })?;
+            if let Some(kept) = &kept {
+                kept.settle();
+            }
+            device
+        }
+    };
+    let identity: Option<&Identity> = first.get();
+    let identity = identity.cloned().ok_or("no lane has seen the unit")?;
+    Ok(Box::new(HostDevice {
+        device,
+        identity,
+        kept,
+    }))
+}
+
+/// Opens one lane's LUN, on that lane's thread.
+fn opener(
+    lanes: Vec<LunSpec>,
+    first: Arc<OnceLock<Identity>>,
+    way: Way,
+) -> impl Fn(usize) -> BoxFuture<'static, Result<Lun, Cause>> + Send + Sync + 'static {
+    let lanes = Arc::new(lanes);
+    // One login after the other when a unit is resumed: each may have to reset it, which would end what the examination
+    // of another has under way.
+    let turn = (way == Way::Adopted).then(|| Arc::new(tokio::sync::Mutex::new(())));
+    move |lane| {
+        let (lanes, first, turn) = (Arc::clone(&lanes), Arc::clone(&first), turn.clone());
+        Box::pin(async move {
+            let _turn = match &turn {
+                Some(turn) => Some(turn.lock().await),
+                None => None,
+            };
             let spec = lanes.get(lane).ok_or("there is no such lane")?;
             let lun = Lun::open(spec).await?;
-            if seen.get_or_init(|| lun.identity().clone()) == lun.identity() {
+            if first.get_or_init(|| lun.identity().clone()) == lun.identity() {
                 return Ok(lun);
             }
             lun.close().await;
@@ -181,9 +328,6 @@ async fn connect(lanes: Vec<LunSpec>, identifier: String) -> Result<Box<dyn Devi
                 what: what.to_owned(),
             }
             .into())
-        }
-    };
-    let device = KernelDevice::connect_with(count, open, &identifier, holds).await?;
-    let identity = first.get().map(ToString::to_string).unwrap_or_default();
-    Ok(Box::new(HostDevice { device, identity }))
+        })
+    }
 }

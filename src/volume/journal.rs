@@ -6,13 +6,16 @@
 //!    a crash interrupts can be undone from the entry alone.
 //! 2. A file is replaced whole: written beside, synced, renamed, the directory synced. A reader
 //!    sees old or new.
-//! 3. No secret is ever written: an entry can be undone without one. Both directories are root's
-//!    alone all the same.
+//! 3. No secret is ever written here: an entry can be undone without one, and `address` keeps what a
+//!    new login needs. Both directories are root's alone all the same.
+//! 4. An entry of an earlier release is read: without `standing` its device is not taken over but
+//!    taken down. One of a later layout is left alone.
 //!
 //! Entries lie in the state directory, not on tmpfs: the kernel's device does not outlive a reboot,
 //! but the attachment in Cinder does, and without its id the volume would stay in use by a host
 //! that no longer has it.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -24,6 +27,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::request::Fstype;
+use super::standing::Standing;
 
 /// What is known of a volume under its name here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +69,9 @@ pub(crate) enum Formatted {
 /// One attachment, from before its first step until after its last undo.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
+    /// The layout; 0 in releases that did not take devices over.
+    #[serde(default)]
+    pub(crate) version: u32,
     /// Ours; the kernel's device carries it as its backend identifier, lanes derive their ISID from
     /// it.
     pub(crate) id: Uuid,
@@ -78,6 +85,15 @@ pub(crate) struct Entry {
     pub(crate) step: Step,
     /// Where it is, or is about to be, mounted.
     pub(crate) mountpoint: Option<PathBuf>,
+    /// The device, once there is one.
+    #[serde(default)]
+    pub(crate) standing: Option<Standing>,
+    /// Attached by hand, and hence kept.
+    #[serde(default)]
+    pub(crate) held: bool,
+    /// Mounts that Docker has asked for and not given back, by the id it asked with.
+    #[serde(default)]
+    pub(crate) counts: BTreeMap<String, u32>,
 }
 
 /// The steps of an attachment in their order.
@@ -98,17 +114,29 @@ pub(crate) enum Step {
     Detaching,
 }
 
+/// The layout of an entry as it is written now.
+pub(crate) const ENTRY_VERSION: u32 = 1;
+
 impl Entry {
     /// An entry before its first step.
     pub(crate) fn new(volume: &str, volume_id: Option<&str>, step: Step) -> Self {
         Self {
+            version: ENTRY_VERSION,
             id: Uuid::new_v4(),
             volume: volume.to_owned(),
             volume_id: volume_id.map(str::to_owned),
             attachment_id: None,
             step,
             mountpoint: None,
+            standing: None,
+            held: false,
+            counts: BTreeMap::new(),
         }
+    }
+
+    /// Whether the kernel may have a device of it that shall be served again.
+    pub(crate) fn is_standing(&self) -> bool {
+        self.step == Step::Attached && self.standing.is_some()
     }
 
     /// What sysfs shows as the device's backend, and udev can name it by.
@@ -144,7 +172,19 @@ impl Store {
     /// All records and entries; a file that cannot be understood is named in the log and left
     /// alone.
     pub(crate) fn load(&self) -> Result<(Vec<Record>, Vec<Entry>), Error> {
-        Ok((load(&self.records)?, load(&self.entries)?))
+        let mut entries: Vec<Entry> = load(&self.entries)?;
+        entries.retain(|entry| {
+            let is_known = entry.version <= ENTRY_VERSION;
+            if !is_known {
+                tracing::error!(
+                    volume = entry.volume,
+                    id = %entry.id,
+                    "left alone: its journal entry was written by a later release; install that one again"
+                );
+            }
+            is_known
+        });
+        Ok((load(&self.records)?, entries))
     }
 
     /// Writes a record.
@@ -202,14 +242,14 @@ fn load<T: DeserializeOwned>(directory: &Path) -> Result<Vec<T>, Error> {
     Ok(values)
 }
 
-async fn write(path: PathBuf, text: Vec<u8>) -> Result<(), Error> {
+pub(super) async fn write(path: PathBuf, text: Vec<u8>) -> Result<(), Error> {
     blocking(move || {
         write_durably(&path, &text).map_err(|error| Error::file("writing", path, error))
     })
     .await
 }
 
-async fn remove(path: PathBuf) -> Result<(), Error> {
+pub(super) async fn remove(path: PathBuf) -> Result<(), Error> {
     blocking(move || remove_durably(&path).map_err(|error| Error::file("removing", path, error)))
         .await
 }
@@ -288,6 +328,27 @@ mod tests {
         assert_eq!(
             entries.metadata().unwrap().permissions().mode() & 0o777,
             0o700
+        );
+    }
+
+    #[tokio::test]
+    async fn an_entry_of_an_earlier_release_is_read_and_one_of_a_later_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let entries = directory.path().join("attachments");
+        // As 0.1.0 wrote it.
+        let earlier = r#"{"id": "0b0a58f2-98f5-4bbd-9a3e-0f3c4f6e2c11", "volume": "v1", "volume_id": "u-1",
+            "attachment_id": "a-1", "step": "attached", "mountpoint": "/mnt/v1"}"#;
+        std::fs::write(entries.join("earlier.json"), earlier).unwrap();
+        let mut later = Entry::new("v2", None, Step::Attached);
+        later.version = ENTRY_VERSION + 1;
+        store.save_entry(&later).await.unwrap();
+        let found = store.load().unwrap().1;
+        assert_eq!(found.len(), 1);
+        assert!(!found[0].is_standing());
+        assert_eq!(
+            (found[0].volume.as_str(), found[0].step),
+            ("v1", Step::Attached)
         );
     }
 

@@ -9,6 +9,7 @@
 //!
 //! What it does not do: speak to users. `docker` and `cli` do, and decide nothing.
 
+mod address;
 mod attachment;
 mod blank;
 mod cloud;
@@ -17,8 +18,10 @@ mod error;
 mod filesystem;
 mod host;
 mod journal;
+mod kept;
 mod platform;
 mod request;
+mod standing;
 mod worker;
 
 #[cfg(test)]
@@ -27,6 +30,7 @@ pub(crate) mod fake;
 mod tests;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::ReplacementTimeout;
@@ -35,10 +39,12 @@ use crate::config::Config;
 
 pub use attachment::{lane_isid, session_params};
 pub use cloud::{Cloud, ConfiguredCloud};
-pub use engine::{Engine, Running};
+pub use engine::{Engine, Parting, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
-pub use platform::{Content, Device, Disconnected, MountOptions, MountUser, Platform, Release};
+pub use platform::{
+    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release,
+};
 pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting
@@ -67,6 +73,8 @@ pub struct Settings {
     pub lanes: usize,
     /// How long I/O waits for a target that is away.
     pub replacement_timeout: ReplacementTimeout,
+    /// How long the kernel holds the I/O of a device that no daemon serves.
+    pub dead_conn_timeout: Duration,
     /// CRC32C behind each iSCSI header.
     pub header_digest: DigestPolicy,
     /// CRC32C behind all iSCSI data.
@@ -90,6 +98,7 @@ impl TryFrom<&Config> for Settings {
             ip: config.ip.clone(),
             lanes: config.lanes,
             replacement_timeout: config.replacement_timeout,
+            dead_conn_timeout: config.dead_conn_timeout,
             header_digest: config.header_digest,
             data_digest: config.data_digest,
             default_size: config.default_size,

@@ -6,8 +6,11 @@
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use iscsi::scsi::Identity;
+use uuid::Uuid;
 
 use super::error::Cause;
 use super::request::Fstype;
@@ -37,19 +40,39 @@ pub enum Release {
     Forced,
 }
 
+/// A device to be made, or to be served again.
+#[derive(Clone, Debug)]
+pub struct DeviceSpec {
+    /// Of the attachment; what outlives the process is held under names that begin with it.
+    pub id: Uuid,
+    /// What the kernel shows as the device's backend.
+    pub identifier: String,
+    /// A session each.
+    pub lanes: Vec<LunSpec>,
+    /// How long the kernel holds I/O while nobody serves the device.
+    pub dead_conn_timeout: Duration,
+}
+
 /// A device the kernel shows, served by us.
 pub trait Device: Debug + Send + Sync {
     /// `/dev/nbdX`.
     fn path(&self) -> PathBuf;
 
     /// What the LUN behind it said it is.
-    fn identity(&self) -> String;
+    fn identity(&self) -> Identity;
 
     /// Flushes, disconnects, logs out; refuses as `how` says.
     ///
     /// # Errors
     /// In use, or the kernel refused: the device comes back and works as before.
     fn disconnect(self: Box<Self>, how: Release) -> BoxFuture<'static, Disconnected>;
+
+    /// Leaves the device to the kernel, for the next process: what is in flight is answered and
+    /// flushed, the sessions are logged out; from then on its I/O waits.
+    ///
+    /// # Errors
+    /// Something of that could not be done; the device is left all the same.
+    fn hand_over(self: Box<Self>) -> BoxFuture<'static, Result<(), Cause>>;
 }
 
 /// Gone; or back, with what stood against it.
@@ -61,11 +84,17 @@ pub trait Platform: Debug + Send + Sync + 'static {
     fn probe(&self) -> BoxFuture<'_, Result<(), Cause>>;
 
     /// Logs in once a lane and makes a device of it. On failure nothing is left.
-    fn connect(
-        &self,
-        lanes: Vec<LunSpec>,
-        identifier: String,
-    ) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>>;
+    fn connect(&self, spec: DeviceSpec) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>>;
+
+    /// The device that carries the identifier, if the kernel has one.
+    fn find<'a>(&'a self, identifier: &'a str) -> BoxFuture<'a, Result<Option<PathBuf>, Cause>>;
+
+    /// Logs in once a lane, as `resume` of each says, and serves the device that the kernel has. On
+    /// failure the kernel still has it, and it may be tried again.
+    fn adopt(&self, spec: DeviceSpec) -> BoxFuture<'_, Result<Box<dyn Device>, Cause>>;
+
+    /// Gives up what an earlier process left to be held for attachments other than these.
+    fn keep_only(&self, ids: &[Uuid]);
 
     /// What is on the device. An error is an error, never "blank".
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>>;

@@ -235,7 +235,8 @@ pub struct View {
     pub created_by_us: bool,
     /// Filesystem asked for.
     pub fstype: Option<String>,
-    /// `detached`, `attached`, `mounted`, or `cleaning` when an undo is still to be done.
+    /// `detached`, `attached`, `mounted`, `waiting` when the kernel has a device that is not served yet, or `cleaning`
+    /// when an undo is still to be done.
     pub state: State,
     /// Attached without the right to write.
     pub read_only: bool,
@@ -268,6 +269,8 @@ pub enum State {
     Attached,
     /// A device with a filesystem that is mounted.
     Mounted,
+    /// The kernel has the device from an earlier daemon; its I/O waits until it is served again.
+    Waiting,
     /// Gone from here, but Cinder has not confirmed yet.
     Cleaning,
 }
@@ -278,6 +281,7 @@ impl std::fmt::Display for State {
             Self::Detached => "detached",
             Self::Attached => "attached",
             Self::Mounted => "mounted",
+            Self::Waiting => "waiting",
             Self::Cleaning => "cleaning",
         })
     }

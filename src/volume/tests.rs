@@ -8,6 +8,8 @@ use super::fake::{World, ours};
 use super::platform::{Content, MountUser};
 use super::*;
 
+mod restart;
+
 struct Bed {
     world: World,
     directory: tempfile::TempDir,
@@ -611,7 +613,9 @@ async fn a_stop_takes_everything_off_the_host() {
         engine,
         running,
     } = bed;
-    running.stop(Duration::from_secs(20)).await;
+    running
+        .stop(Duration::from_secs(20), Parting::TakeOff)
+        .await;
     assert!(world.is_clean());
     assert!(matches!(engine.list().await, Err(Error::Stopping)));
     assert_eq!(
@@ -636,7 +640,9 @@ async fn a_stop_flushes_a_busy_volume_before_it_cuts_it_off() {
     bed.world.set_users(vec![user()]);
     bed.world.take_calls();
     let before = tokio::time::Instant::now();
-    bed.running.stop(Duration::from_secs(20)).await;
+    bed.running
+        .stop(Duration::from_secs(20), Parting::TakeOff)
+        .await;
     assert!(before.elapsed() < Duration::from_secs(21));
     let calls = bed.world.take_calls();
     let last: Vec<&str> = calls
@@ -657,48 +663,39 @@ async fn a_stop_flushes_a_busy_volume_before_it_cuts_it_off() {
 }
 
 #[tokio::test]
-async fn what_a_dead_daemon_left_is_rolled_back() {
-    for rebooted in [false, true] {
-        let bed = Bed::new();
-        bed.engine
-            .create("v1", CreateRequest::default())
-            .await
-            .unwrap();
-        bed.engine.mount("v1", "c1").await.unwrap();
-        let Bed {
-            world,
-            directory,
-            engine,
-            running,
-        } = bed;
-        // Dead without a word: the fake world keeps device, mount and attachment, as kernel and
-        // Cinder do.
-        drop(engine);
-        drop(running);
-        tokio::task::yield_now().await;
-        let copy = directory.path().join("copy");
-        std::fs::rename(directory.path().join("state"), &copy).unwrap();
-        let second = tempfile::tempdir().unwrap();
-        std::fs::rename(&copy, second.path().join("state")).unwrap();
-        if rebooted {
-            world.reboot();
-        }
-        let (engine, _running) = start(&world, second.path());
-        // Asking for it again is served after the rollback.
-        engine
-            .mount("v1", "c1")
-            .await
-            .unwrap_or_else(|error| panic!("{}", line(&error)));
-        assert!(world.count("reclaim") == 1);
-        assert_eq!(
-            (
-                world.devices().len(),
-                world.attachments().len(),
-                world.mountpoints().len()
-            ),
-            (1, 1, 1)
-        );
-    }
+async fn after_a_reboot_what_was_left_is_rolled_back() {
+    let bed = Bed::new();
+    bed.engine
+        .create("v1", CreateRequest::default())
+        .await
+        .unwrap();
+    bed.engine.mount("v1", "c1").await.unwrap();
+    let Bed {
+        world,
+        directory,
+        engine,
+        running,
+    } = bed;
+    drop(engine);
+    drop(running);
+    tokio::task::yield_now().await;
+    world.reboot();
+    let (engine, _running) = start(&world, directory.path());
+    // Asking for it again is served after the rollback.
+    engine
+        .mount("v1", "c1")
+        .await
+        .unwrap_or_else(|error| panic!("{}", line(&error)));
+    assert!(world.count("reclaim") == 1);
+    assert_eq!(world.count("adopt"), 0);
+    assert_eq!(
+        (
+            world.devices().len(),
+            world.attachments().len(),
+            world.mountpoints().len()
+        ),
+        (1, 1, 1)
+    );
 }
 
 #[tokio::test]

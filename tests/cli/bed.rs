@@ -170,8 +170,24 @@ impl Home {
             .count()
     }
 
+    /// That of the daemon that answers, if one does.
+    pub(crate) fn pid_of_daemon(&self) -> Option<u32> {
+        let answer = self.run(&["status", "--json"]).stdout;
+        let status: serde_json::Value = serde_json::from_str(&answer).ok()?;
+        u32::try_from(status["pid"].as_u64()?).ok()
+    }
+
+    /// A daemon that is started again when it dies.
+    pub(crate) fn supervisor(&self) -> Running {
+        self.serving("supervise")
+    }
+
     pub(crate) fn daemon(&self) -> Running {
-        let daemon = Running::start(self.command(&["daemon"]));
+        self.serving("daemon")
+    }
+
+    fn serving(&self, verb: &str) -> Running {
+        let daemon = Running::start(self.command(&[verb]));
         let socket = self.path("run/control.sock");
         wait_until("the daemon listens", || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
@@ -190,6 +206,10 @@ impl Running {
         Self {
             child: command.spawn().unwrap(),
         }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The first line it prints.
@@ -220,12 +240,6 @@ impl Running {
             .read_to_string(&mut log)
             .unwrap();
         (status.code(), log)
-    }
-
-    /// Ends it without a word, and waits until it is gone.
-    pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
     }
 }
 

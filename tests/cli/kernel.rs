@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 
 use support::cloud::Cloud;
 
-use crate::bed::{Home, Running, kernel_has_nbd, wait_until};
+use crate::bed::{Home, Running, kernel_has_nbd, signal, wait_until};
 
 /// A cloud, a daemon on it, and a mount through Docker's socket.
 struct Host {
@@ -273,42 +273,43 @@ fn a_volume_that_is_attached_elsewhere_is_refused_by_name() {
 }
 
 #[test]
-fn what_a_killed_daemon_left_is_rolled_back() {
-    let Some(Host {
-        cloud,
-        home,
-        daemon,
-    }) = Host::new()
-    else {
-        return;
-    };
-    let host = Host {
-        cloud,
-        home,
-        daemon,
-    };
+fn a_killed_daemon_is_followed_by_one_that_goes_on() {
+    let Some(mut host) = Host::new() else { return };
+    let (code, log) = host.daemon.terminate();
+    assert_eq!(code, Some(0), "{log}");
+    host.daemon = host.home.supervisor();
     let at = host.mounted("v1");
     host.home.run(&["volume", "create", "v2"]).ok();
-    host.home.run(&["attach", "v2"]).ok();
-    let Host {
-        cloud,
-        home,
-        daemon,
-    } = host;
-    daemon.kill();
-    assert_eq!(cloud.attachments().len(), 2);
-    let host = Host {
-        daemon: home.daemon(),
-        cloud,
-        home,
-    };
-    wait_until("all is rolled back", || {
-        host.cloud.attachments().is_empty() && host.home.journal() == 0
-    });
-    host.assert_nothing_is_left();
-    assert_eq!(host.mounted("v1"), at);
+    let device = host.home.run(&["attach", "v2"]).ok().stdout;
+    let device = device.trim();
+    std::fs::write(device, vec![0x3c; 1 << 20]).unwrap();
+    for round in 0..3_u8 {
+        let before = host.home.pid_of_daemon().unwrap();
+        std::fs::write(at.join("round"), vec![round; 1 << 20]).unwrap();
+        signal(before, "KILL");
+        // Not yet written back, and the filesystem asks for it now.
+        let file = std::fs::File::open(at.join("round")).unwrap();
+        file.sync_all().unwrap();
+        wait_until("another daemon", || {
+            host.home.pid_of_daemon().is_some_and(|pid| pid != before)
+        });
+        wait_until("both are served", || {
+            host.view("v1")["state"] == "mounted" && host.view("v2")["state"] == "attached"
+        });
+        assert_eq!(host.view("v1")["mounts"], 1);
+    }
+    assert_eq!(host.cloud.attachments().len(), 2);
+    let mut head = vec![0; 1 << 20];
+    std::fs::File::open(device)
+        .unwrap()
+        .read_exact(&mut head)
+        .unwrap();
+    assert_eq!(head, vec![0x3c; 1 << 20]);
+    host.home.run(&["detach", "v2"]).ok();
     host.unmount("v1");
     host.assert_nothing_is_left();
+    let (code, log) = host.daemon.terminate();
+    assert_eq!(code, Some(0), "{log}");
 }
 
 #[test]

@@ -11,5 +11,6 @@
 mod bed;
 mod cloud;
 mod kernel;
+mod supervise;
 mod target;
 mod usage;

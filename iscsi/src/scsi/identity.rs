@@ -42,6 +42,24 @@ impl Identity {
         }
     }
 
+    /// As it was written down.
+    pub fn recorded(
+        mut names: Vec<Designator>,
+        serial: Option<String>,
+        block_length: BlockLength,
+        size: ByteCount,
+    ) -> Self {
+        names.retain(Designator::is_unit_name);
+        names.sort();
+        names.dedup();
+        Self {
+            names,
+            serial,
+            block_length,
+            size,
+        }
+    }
+
     /// Is `seen` the logical unit that was recorded as `self`?
     ///
     /// Names, serial number and block length must be equal. A unit that has grown is the same one (`grown_to` tells
@@ -86,6 +104,11 @@ impl Identity {
     /// The names of VPD 83h that only this logical unit has, sorted, in their usual spelling.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.names.iter().map(ToString::to_string)
+    }
+
+    /// The same as values, to be written down.
+    pub fn designators(&self) -> &[Designator] {
+        &self.names
     }
 
     /// The serial number of VPD 80h.

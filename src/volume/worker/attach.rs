@@ -12,6 +12,9 @@ use crate::volume::error::Error;
 use crate::volume::platform::Release;
 use crate::volume::request::{StaticTarget, View};
 
+const COUNTED_REMEDY: &str =
+    "stop the containers first, or use --force, which still asks the kernel";
+
 impl Worker {
     pub(super) async fn attach(
         &mut self,
@@ -30,10 +33,12 @@ impl Worker {
         attached?;
         self.held = true;
         self.again_at = None;
+        self.note().await;
         Ok(self.view())
     }
 
     pub(super) async fn attach_static(&mut self, target: StaticTarget) -> Result<View, Error> {
+        self.take_over_now().await?;
         if let Some(live) = &self.live {
             same_mode(&self.name, live, target.read_only)?;
         } else {
@@ -43,10 +48,22 @@ impl Worker {
         }
         self.held = true;
         self.again_at = None;
+        self.note().await;
         Ok(self.view())
     }
 
     pub(super) async fn detach(&mut self, force: bool) -> Result<(), Error> {
+        if self.waiting.is_some() {
+            if self.count() > 0 && !force {
+                return Err(self.counted(COUNTED_REMEDY));
+            }
+            match self.take_over_now().await {
+                Ok(()) if self.live.is_none() => return self.settle_left().await,
+                Ok(()) => {}
+                Err(error) if !force => return Err(error),
+                Err(_) => return self.give_up_waiting().await,
+            }
+        }
         if self.live.is_none() {
             if self.left.is_empty() {
                 return Err(Error::Invalid {
@@ -56,9 +73,7 @@ impl Worker {
             return self.settle_left().await;
         }
         if self.count() > 0 && !force {
-            return Err(self.counted(
-                "stop the containers first, or use --force, which still asks the kernel",
-            ));
+            return Err(self.counted(COUNTED_REMEDY));
         }
         let held = std::mem::replace(&mut self.held, false);
         let how = if force {
@@ -70,6 +85,7 @@ impl Worker {
         if self.live.is_some() {
             // Nothing was lost by asking: it stays what it was.
             self.held = held;
+            self.note().await;
         } else {
             self.counts.clear();
         }
@@ -77,6 +93,7 @@ impl Worker {
     }
 
     pub(super) async fn ensure_attached(&mut self, read_only: bool) -> Result<(), Error> {
+        self.take_over_now().await?;
         if let Some(live) = &self.live {
             return same_mode(&self.name, live, read_only);
         }

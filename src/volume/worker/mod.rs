@@ -6,16 +6,19 @@
 //! 2. A mount is taken down only when the count is at zero *and* the kernel knows no other user.
 //!    Counts are a hint: `docker cp` sends a second Mount and Unmount with the same ID, and a
 //!    crashed engine sends no Unmount at all.
-//! 3. A caller that hangs up during a mount has not mounted: what was done is kept for a while, for
+//! 3. Who has it mounted, and that it was attached by hand, is in the entry on the disk before the
+//!    answer: the next process goes on with it.
+//! 4. A caller that hangs up during a mount has not mounted: what was done is kept for a while, for
 //!    its retry.
 //!
 //! What each thing asked for takes stands in the files beside: `create`, `attach`, `mount`,
-//! `release`.
+//! `release`; `resume` is what comes before all of them after a restart.
 
 mod attach;
 mod create;
 mod mount;
 mod release;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,11 +29,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::attachment::{Attached, Context};
+use super::engine::Parting;
 use super::error::{Error, line};
 use super::journal::{Entry, Record};
 use super::request::{CreateRequest, State, StaticTarget, View};
 use super::{CREATED_BY, FORMATTED};
 use crate::cinder::Volume;
+use resume::{Waiting, adoption};
 
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -60,6 +65,7 @@ pub(crate) enum Command {
     },
     Stop {
         deadline: Instant,
+        parting: Parting,
     },
 }
 
@@ -98,6 +104,8 @@ pub(crate) struct Worker {
     /// The record is on the disk, not only known for as long as it is attached.
     is_stored: bool,
     live: Option<Attached>,
+    /// A device that the kernel has from a process before us, and that we do not serve yet. Never beside `live`.
+    waiting: Option<Waiting>,
     /// What Cinder's metadata said when the volume was attached.
     marks: Marks,
     mountpoint: Option<PathBuf>,
@@ -111,6 +119,14 @@ pub(crate) struct Worker {
     again_at: Option<Instant>,
     last_error: Option<String>,
     view: watch::Sender<View>,
+}
+
+/// Why a worker's turn has come.
+enum Due {
+    Command(Command),
+    /// The attempt to serve a device again has ended.
+    Adopted(resume::Ended),
+    Timer,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -132,27 +148,33 @@ impl Worker {
         cx: Arc<Context>,
         name: String,
         record: Option<Record>,
-        left: Vec<Entry>,
+        mut left: Vec<Entry>,
     ) -> (Self, watch::Receiver<View>) {
         let is_stored = record.is_some();
+        let standing = left.iter().position(Entry::is_standing);
+        let waiting = standing.map(|at| Waiting::new(left.swap_remove(at)));
         let must_reclaim = !left.is_empty();
         let (view, watcher) = watch::channel(View::default());
-        let worker = Self {
+        let mut worker = Self {
             cx,
             name,
             record,
             is_stored,
             live: None,
+            waiting: None,
             marks: Marks::default(),
             mountpoint: None,
             counts: BTreeMap::new(),
             held: false,
             left,
             must_reclaim,
-            again_at: must_reclaim.then(Instant::now),
+            again_at: (must_reclaim || waiting.is_some()).then(Instant::now),
             last_error: None,
             view,
         };
+        if let Some(waiting) = waiting {
+            worker.expect_back(waiting);
+        }
         worker.show();
         (worker, watcher)
     }
@@ -171,19 +193,22 @@ impl Worker {
                     None => std::future::pending().await,
                 }
             };
-            let command = tokio::select! {
+            let due = tokio::select! {
                 command = commands.recv() => match command {
-                    Some(command) => Some(command),
+                    Some(command) => Due::Command(command),
                     None => break,
                 },
-                () = timer => None,
+                ended = adoption(&mut self.waiting) => Due::Adopted(ended),
+                () = timer => Due::Timer,
             };
-            let is_command = command.is_some();
-            if let Some(command) = command {
-                Box::pin(self.apply(command)).await;
-            } else {
-                self.again_at = None;
-                Box::pin(self.tidy()).await;
+            let is_command = matches!(due, Due::Command(_));
+            match due {
+                Due::Command(command) => Box::pin(self.apply(command)).await,
+                Due::Adopted(ended) => Box::pin(self.conclude(ended)).await,
+                Due::Timer => {
+                    self.again_at = None;
+                    Box::pin(self.tidy()).await;
+                }
             }
             self.show();
             if finished
@@ -234,6 +259,7 @@ impl Worker {
                         "mounted for a caller that has hung up; kept for its retry"
                     );
                     self.discount(&id);
+                    self.note().await;
                     self.again_at = Some(Instant::now() + ABANDONED_INTERVAL);
                 }
             }
@@ -248,7 +274,7 @@ impl Worker {
                     self.again_at = Some(Instant::now() + RETRY_INTERVAL);
                 }
             }
-            Command::Stop { deadline } => self.stop(deadline).await,
+            Command::Stop { deadline, parting } => self.stop(deadline, parting).await,
         }
     }
 
@@ -297,6 +323,50 @@ impl Worker {
         }
     }
 
+    /// The entry on the disk says who uses the volume. A failure is no reason to refuse the use.
+    async fn note(&mut self) {
+        let (held, counts, marks) = (self.held, self.counts.clone(), self.marks);
+        let Some(entry) = self.entry_mut() else {
+            return;
+        };
+        let standing = entry
+            .standing
+            .clone()
+            .map(|standing| super::standing::Standing {
+                created_by_us: marks.created_by_us,
+                formatted: marks.formatted,
+                ..standing
+            });
+        if entry.held == held && entry.counts == counts && entry.standing == standing {
+            return;
+        }
+        entry.held = held;
+        entry.counts = counts;
+        entry.standing = standing;
+        let entry = entry.clone();
+        if let Err(error) = self.cx.store.save_entry(&entry).await {
+            tracing::warn!(
+                volume = self.name,
+                error = line(&error),
+                "who uses the volume is not written down: after a restart the kernel alone knows"
+            );
+        }
+    }
+
+    fn entry_mut(&mut self) -> Option<&mut Entry> {
+        match (&mut self.live, &mut self.waiting) {
+            (Some(live), _) => Some(&mut live.entry),
+            (None, Some(waiting)) => Some(&mut waiting.entry),
+            (None, None) => None,
+        }
+    }
+
+    /// The kernel's device, served or not.
+    fn device(&self) -> Option<PathBuf> {
+        let live = self.live.as_ref().map(|live| live.device.path());
+        live.or_else(|| self.waiting.as_ref()?.path.clone())
+    }
+
     fn show(&self) {
         // Nobody watching is no fault: the registry holds a receiver as long as it routes to us.
         self.view.send_replace(self.view());
@@ -305,6 +375,8 @@ impl Worker {
     fn view(&self) -> View {
         let record = self.record.as_ref();
         let live = self.live.as_ref();
+        let waiting = self.waiting.as_ref();
+        let standing = waiting.and_then(|waiting| waiting.entry.standing.as_ref());
         View {
             name: self.name.clone(),
             volume_id: record.map(|record| record.volume_id.clone()),
@@ -316,17 +388,25 @@ impl Worker {
             state: match (live, &self.mountpoint) {
                 (Some(_), Some(_)) => State::Mounted,
                 (Some(_), None) => State::Attached,
+                (None, _) if waiting.is_some() => State::Waiting,
                 (None, _) if !self.left.is_empty() => State::Cleaning,
                 (None, _) => State::Detached,
             },
-            read_only: live.map_or_else(
-                || record.is_some_and(|record| record.read_only),
-                |live| live.read_only,
-            ),
-            device: live.map(|live| live.device.path()),
-            target: live.map(|live| live.target.clone()),
-            portal: live.map(|live| live.portal.clone()),
-            identity: live.map(|live| live.device.identity()),
+            read_only: match (live, standing) {
+                (Some(live), _) => live.read_only,
+                (None, Some(standing)) => standing.read_only,
+                (None, None) => record.is_some_and(|record| record.read_only),
+            },
+            device: self.device(),
+            target: live
+                .map(|live| live.target.clone())
+                .or_else(|| Some(standing?.target.clone())),
+            portal: live
+                .map(|live| live.portal.clone())
+                .or_else(|| Some(standing?.portal.clone())),
+            identity: live
+                .map(|live| live.device.identity().to_string())
+                .or_else(|| Some(standing?.unit.identity()?.to_string())),
             mountpoint: self.mountpoint.clone(),
             mounts: self.count(),
             held: self.held,

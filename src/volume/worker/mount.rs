@@ -19,6 +19,7 @@ impl Worker {
         self.again_at = None;
         if let Some(at) = self.standing_mount().await? {
             self.count_up(id);
+            self.note().await;
             return Ok(at);
         }
         if self.record.is_none() {
@@ -41,6 +42,7 @@ impl Worker {
         match self.bring_up().await {
             Ok(at) => {
                 self.count_up(id);
+                self.note().await;
                 Ok(at)
             }
             Err(error) => {
@@ -59,18 +61,23 @@ impl Worker {
 
     pub(super) async fn unmount(&mut self, id: &str) -> Result<(), Error> {
         self.discount(id);
+        self.note().await;
         if self.count() > 0 || self.mountpoint.is_none() {
             return Ok(());
         }
         self.release(Release::Clean).await
     }
 
-    /// The mountpoint, if it is really mounted: somebody may have unmounted it by hand.
+    /// The mountpoint, if it is really mounted: somebody may have unmounted it by hand. Whether the device is served
+    /// does not matter.
     pub(super) async fn standing_mount(&mut self) -> Result<Option<PathBuf>, Error> {
-        let (Some(live), Some(at)) = (&self.live, &self.mountpoint) else {
+        if self.device().is_none() {
+            self.look().await?;
+        }
+        let (Some(device), Some(at)) = (self.device(), &self.mountpoint) else {
             return Ok(None);
         };
-        let mounted = self.cx.platform.is_mounted(&live.device.path(), at).await;
+        let mounted = self.cx.platform.is_mounted(&device, at).await;
         if mounted.map_err(|cause| Error::step(format!("looking at {}", at.display()), cause))? {
             return Ok(Some(at.clone()));
         }

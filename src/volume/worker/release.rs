@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{RETRY_INTERVAL, Worker};
 use crate::volume::attachment;
+use crate::volume::engine::Parting;
 use crate::volume::error::{Error, line};
 use crate::volume::platform::Release;
 
@@ -20,10 +21,61 @@ const STOP_INTERVAL: Duration = Duration::from_millis(500);
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Worker {
+    /// The end of the daemon, as it was asked for.
+    pub(super) async fn stop(&mut self, deadline: Instant, parting: Parting) {
+        self.stop_waiting(deadline).await;
+        if self.waiting.is_some() {
+            self.again_at = None;
+            return;
+        }
+        if parting == Parting::LeaveUsed && self.leave_if_used(deadline).await {
+            self.again_at = None;
+            return;
+        }
+        self.take_off(deadline).await;
+    }
+
+    /// Leaves the device to the kernel for the next daemon, if somebody uses it; false if nobody does.
+    async fn leave_if_used(&mut self, deadline: Instant) -> bool {
+        if self.live.is_none() {
+            return false;
+        }
+        let is_known = self.mountpoint.is_some() || self.held || self.count() > 0;
+        // Not known to be used: if the kernel lets it go, nobody has it open.
+        if !is_known && self.release(Release::Clean).await.is_ok() {
+            return false;
+        }
+        self.note().await;
+        let Some(live) = self.live.take() else {
+            return false;
+        };
+        let path = live.device.path();
+        let outcome = tokio::time::timeout_at(deadline, live.device.hand_over()).await;
+        let left = match outcome {
+            Ok(Ok(())) => {
+                tracing::info!(
+                    volume = self.name,
+                    device = %path.display(),
+                    "in use: left to the kernel, its I/O waits for the next daemon"
+                );
+                return true;
+            }
+            Ok(Err(cause)) => line(&*cause),
+            Err(_) => "its target did not answer in time".to_owned(),
+        };
+        tracing::warn!(
+            volume = self.name,
+            device = %path.display(),
+            why = left,
+            "left to the kernel as after a crash: the next daemon answers what is in flight"
+        );
+        true
+    }
+
     /// Everything of this volume off this host before the deadline. Who is still busy then is
     /// flushed and cut off: this process is the path to the data, so the device ends with it in any
     /// case. Ended in order, all that was written is on the target, and another host may attach.
-    pub(super) async fn stop(&mut self, deadline: Instant) {
+    async fn take_off(&mut self, deadline: Instant) {
         self.counts.clear();
         self.held = false;
         while let Err(error) = self.release(Release::Clean).await {
@@ -51,7 +103,7 @@ impl Worker {
         self.again_at = None;
     }
 
-    pub(super) async fn cut_off(&mut self, why: &Error) {
+    async fn cut_off(&mut self, why: &Error) {
         let Some(live) = self.live.take() else { return };
         tracing::error!(
             volume = self.name,
@@ -89,6 +141,15 @@ impl Worker {
 
     /// The timer's work: what is left of earlier attempts.
     pub(super) async fn tidy(&mut self) {
+        if self.waiting.is_some() {
+            if let Err(error) = self.begin_take_over().await {
+                self.last_error = Some(line(&error));
+                self.again_at = Some(Instant::now() + RETRY_INTERVAL);
+            }
+            if self.waiting.is_some() {
+                return;
+            }
+        }
         let result = if self.live.is_some() && self.count() == 0 && !self.held {
             self.release(Release::Clean).await
         } else {
@@ -112,6 +173,10 @@ impl Worker {
     /// Takes down, as far as nobody wants it: the mount when none is counted, the device when it is
     /// not held. On an error it stands as the error says, and may be tried again.
     pub(super) async fn release(&mut self, how: Release) -> Result<(), Error> {
+        if self.waiting.is_some() {
+            let cause = self.last_error.clone();
+            return Err(self.unserved(cause.unwrap_or_else(|| "that is being done".to_owned())));
+        }
         let Some(live) = &self.live else {
             return Ok(());
         };

@@ -15,6 +15,8 @@ const BOOT_LIMIT: Duration = Duration::from_mins(1);
 const KERNEL_LIMIT: Duration = Duration::from_mins(15);
 /// The initiator against the guest kernel's own target; restarts of it under load take the most of it.
 const LIO_LIMIT: Duration = Duration::from_mins(10);
+/// Sixty rounds of a few seconds each, on a busy host.
+const RESTART_LIMIT: Duration = Duration::from_mins(10);
 /// A Docker engine needs 12 s to answer there, a container 5 s; a busy host several times that.
 const VOLUME_LIMIT: Duration = Duration::from_mins(15);
 
@@ -48,6 +50,7 @@ pub(super) async fn vm(summary: &mut Summary) {
     boot(summary, &ground).await;
     kernel(summary, &ground).await;
     lio(summary, &ground).await;
+    restart(summary, &ground).await;
     let job = ground.volume();
     let job = job.and_then(|job| Ok(job.program("demo", &ground.built.program("demo")?)));
     volume(summary, "VM: volumes and Docker", &ground, job).await;
@@ -101,7 +104,16 @@ async fn lio(summary: &mut Summary, ground: &Ground) {
     }
 }
 
-/// One run of `jobs/volume.sh`, whose lines that begin with `ok:` are its tests.
+/// A daemon that is killed fifty times beneath a filesystem, and what the pauses were.
+async fn restart(summary: &mut Summary, ground: &Ground) {
+    let job = || {
+        let job = Job::of_file("restart", RESTART_LIMIT)?;
+        Ok(job.program("cinder-nbd", &ground.built.program("cinder-nbd")?))
+    };
+    volume(summary, "VM: killed and restarted", ground, job()).await;
+}
+
+/// One run of `jobs/volume.sh` or a job like it, whose lines that begin with `ok:` are its tests.
 pub(super) async fn volume(summary: &mut Summary, name: &str, ground: &Ground, job: Result<Job>) {
     let stage = Stage::begin(name);
     let ended = async {

@@ -31,6 +31,15 @@ pub(super) struct NexusKey {
     portal_group_tag: Option<u16>,
 }
 
+/// Where writes may still be at work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unfenced {
+    /// In a nexus of ours.
+    Nexus(NexusKey),
+    /// In one of a process before us: over which of the paths, nobody knows.
+    Somewhere,
+}
+
 /// A session that may carry I/O.
 #[derive(Debug)]
 pub(super) struct Opened<S> {
@@ -69,14 +78,14 @@ impl<S> fmt::Debug for Attempt<S> {
     }
 }
 
-/// Begins an attempt over a path. `expected`: the identity that the unit must have; `unfenced`: the nexus in which
-/// writes may still be at work.
+/// Begins an attempt over a path. `expected`: the identity that the unit must have; `unfenced`: where writes may still
+/// be at work.
 pub(super) fn begin<N: Network>(
     network: &N,
     params: &NexusParams,
     path: usize,
     expected: Option<&Identity>,
-    unfenced: Option<&NexusKey>,
+    unfenced: Option<&Unfenced>,
 ) -> Attempt<N::Stream> {
     let work = Work {
         network: network.clone(),
@@ -93,7 +102,7 @@ struct Work<N> {
     params: NexusParams,
     path: Path,
     expected: Option<Identity>,
-    unfenced: Option<NexusKey>,
+    unfenced: Option<Unfenced>,
 }
 
 impl<N: Network> Work<N> {
@@ -160,7 +169,14 @@ impl<N: Network> Work<N> {
             return Ok(());
         };
         // RFC 7143 §6.3.5: a login with the same names, ISID and portal group has ended the session before
-        if *unfenced == self.key(driver) {
+        let is_ended = match unfenced {
+            Unfenced::Nexus(key) => *key == self.key(driver),
+            // One path that leads where it says is the one that the process before us had, too.
+            Unfenced::Somewhere => {
+                self.params.paths.len() == 1 && *driver.portal() == self.path.portal
+            }
+        };
+        if is_ended {
             return Ok(());
         }
         #[cfg(feature = "hazards")]

@@ -44,7 +44,7 @@ use crate::proto::recovery::{Proved, Recovery};
 use crate::proto::session::TASKS_MAX;
 use crate::proto::{Portal, SessionError};
 use crate::scsi::{Identity, LunAddress, Status, Verdict};
-use attempt::{Attempt, NexusKey, Opened};
+use attempt::{Attempt, NexusKey, Opened, Unfenced};
 use check::Check;
 
 pub use error::NexusError;
@@ -64,8 +64,10 @@ pub struct Nexus<N: Network = Tcp> {
     events: VecDeque<Event>,
     /// What the unit must be.
     identity: Identity,
-    /// The nexus in which writes may still be at work at the target, and which must be ended before others leave.
-    unfenced: Option<NexusKey>,
+    /// Where writes may still be at work at the target, which must be ended before others leave.
+    unfenced: Option<Unfenced>,
+    /// The unit said so at the login that resumed it.
+    lost_power: bool,
     /// Why the last attempt failed, or the session ended.
     cause: Option<Arc<NexusError>>,
     attempts: u32,
@@ -138,7 +140,8 @@ pub struct Reinstated {
 }
 
 impl Nexus {
-    /// Logs in over the first path that leads to the logical unit, and records its identity.
+    /// Logs in over the first path that leads to the logical unit, and records its identity; if one is to be resumed,
+    /// the unit must be that one.
     ///
     /// # Errors
     /// Why the last path failed.
@@ -160,13 +163,23 @@ impl<N: Network> Nexus<N> {
     /// As `open`.
     pub async fn open_over(network: N, params: NexusParams) -> Result<Self, NexusError> {
         let mut recovery = Recovery::new(params.policy, params.paths.len(), now());
+        let expected = params.resume.clone();
+        let unfenced = expected.as_ref().map(|_| Unfenced::Somewhere);
         let mut failure = NexusError::NoPath;
         // A round and the way back to the best of its paths.
         for _ in 0..=params.paths.len() {
             let Some(path) = recovery.poll_attempt(now()) else {
                 break;
             };
-            match attempt::begin(&network, &params, path, None, None).await {
+            match attempt::begin(
+                &network,
+                &params,
+                path,
+                expected.as_ref(),
+                unfenced.as_ref(),
+            )
+            .await
+            {
                 Ok(opened) => match recovery.handle_proved(opened.preference, now()) {
                     Proved::Open => return Ok(Self::of(network, params, recovery, path, opened)),
                     Proved::LookFurther => {}
@@ -190,6 +203,7 @@ impl<N: Network> Nexus<N> {
         if let Some(portal) = opened.moved_to {
             params.paths[path].portal = portal;
         }
+        let is_resumed = params.resume.take().is_some();
         if !opened.identity.is_distinct() {
             tracing::warn!(
                 unit = %opened.identity,
@@ -209,6 +223,7 @@ impl<N: Network> Nexus<N> {
             events: VecDeque::with_capacity(EVENTS_READY),
             identity: opened.identity,
             unfenced: None,
+            lost_power: is_resumed && opened.lost_power,
             cause: None,
             attempts: 0,
             check: None,
@@ -292,6 +307,12 @@ impl<N: Network> Nexus<N> {
     /// The logical unit's identity, as the last examination saw it.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Whether the unit that was resumed had lost power meanwhile: what the process before us wrote and did not flush may
+    /// be gone.
+    pub fn has_lost_power(&self) -> bool {
+        self.lost_power
     }
 
     /// The portal at which we are logged in; `None` while the session is lost.
@@ -421,7 +442,7 @@ impl<N: Network> Nexus<N> {
             .iter()
             .any(|(_, command)| replay::writes(command))
         {
-            self.unfenced = Some(key.clone());
+            self.unfenced = Some(Unfenced::Nexus(key.clone()));
         }
         self.link = Link::Down;
         self.attempts = 0;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::error::CONNECTIONS_WAIT;
 use crate::proto::recovery::RecoveryPolicy;
 use crate::proto::{IscsiName, Misuse, Portal, SessionParams};
-use crate::scsi::LunAddress;
+use crate::scsi::{Identity, LunAddress};
 
 /// One way to the logical unit.
 ///
@@ -30,6 +30,10 @@ pub struct NexusParams {
     pub paths: Vec<Path>,
     /// How patient.
     pub policy: RecoveryPolicy,
+    /// The unit that a process before this one used with the same names and ISID, and whose end nobody has seen: the
+    /// first login is a reinstatement then. The unit must be that one, and what the earlier sessions may have left at
+    /// work over another portal group is ended by a LOGICAL UNIT RESET before anything else leaves.
+    pub resume: Option<Identity>,
     /// Guards that are off.
     #[cfg(feature = "hazards")]
     pub hazards: Hazards,
@@ -63,6 +67,7 @@ impl NexusParams {
             session,
             paths: vec![path],
             policy: RecoveryPolicy::default(),
+            resume: None,
             #[cfg(feature = "hazards")]
             hazards: Hazards::default(),
         })

@@ -32,9 +32,9 @@ TOML
 cli() { cinder-nbd --config /tmp/bed.toml "$@"; }
 cli volume list --json >/tmp/before.json || fail "the cloud cannot be asked"
 grep -q '"id"' /tmp/before.json && fail "the cloud is not empty: $(cat /tmp/before.json)"
-# not through the function: its shell would stand between us and the daemon
-cinder-nbd --config /tmp/bed.toml daemon >"$OUT/daemon.log" 2>&1 &
-daemon=$!
+# not through the function: its shell would stand between us and the daemon's supervisor
+cinder-nbd --config /tmp/bed.toml supervise >"$OUT/daemon.log" 2>&1 &
+supervisor=$!
 at_end 'tail -n 30 "$OUT/daemon.log"'
 wait_for 60 test -S /run/docker/plugins/cinder.sock || fail "the daemon does not listen"
 ok "the daemon listens"
@@ -92,6 +92,26 @@ ok "after the container the volume is available again"
 docker run --rm -v v1:/data bed sh -c 'sha256sum </data/file' >/tmp/read 2>"$OUT/run2.err" || fail "second container: $(cat "$OUT/run2.err")"
 cmp /tmp/written /tmp/read || fail "the second container reads something else"
 ok "a second container reads the same"
+docker run -d --name writer -v v1:/data bed sh -c \
+  'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
+  fail "a container that writes"
+written() { docker exec writer sh -c 'while read -r line; do last=$line; done </data/records; echo $last'; }
+grows() { [ "$(written)" -gt "$before" ]; }
+before=0
+wait_for 60 grows || fail "the container does not write"
+before=$(written)
+kill -9 "$(pgrep -P $supervisor)" || fail "no daemon to kill"
+docker volume ls --format '{{.Driver}} {{.Name}}' >/tmp/listed 2>&1
+wait_for 120 grows || fail "after kill -9 of the daemon the container does not write any more: $(cli list)"
+wait_for 60 cli status || fail "no new daemon"
+[ "$(docker inspect -f '{{.State.Running}}' writer)" = true ] || fail "the container has ended"
+docker volume ls --format '{{.Driver}} {{.Name}}' | grep -qx 'cinder v1' || fail "docker volume ls: $(docker volume ls)"
+ok "kill -9 of the daemon: the container goes on writing"
+docker exec writer sh -c 'echo >/data/stop' || fail "docker exec"
+[ "$(docker wait writer)" = 0 ] || fail "the container's writes failed"
+docker rm writer >/dev/null || fail "docker rm writer"
+wait_for 60 state_is v1 available || fail "after the container v1 is not available: $(cli volume show v1 --json)"
+ok "the new daemon counts the container's mount and takes the volume off after it"
 docker run -d --name holder -v v1:/data bed sleep 600 >/dev/null || fail "third container"
 docker volume rm v1 >/tmp/refused 2>&1 && fail "a volume in use was removed"
 ok "docker volume rm of a volume in use is refused"
@@ -108,8 +128,8 @@ wait_for $settle is_empty || fail "volumes are left: $(cli volume list --json)"
 [ -z "$(nbd_left)" ] || fail "a device is still connected"
 grep -q /dev/nbd /proc/mounts && fail "a mount is left: $(grep /dev/nbd /proc/mounts)"
 ok "no volume, no device, no mount is left"
-kill -TERM $daemon
-wait $daemon || fail "the daemon ended with status $?"
+kill -TERM $supervisor
+wait $supervisor || fail "the daemon ended with status $?"
 [ ! -e /run/docker/plugins/cinder.sock ] || fail "the daemon left its socket"
 ok "SIGTERM ends the daemon in order"
 ends=
