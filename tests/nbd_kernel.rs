@@ -6,6 +6,8 @@
     reason = "a test fails by panicking, and so do its helpers"
 )]
 
+#[path = "nbd_bed/adoption.rs"]
+mod adoption;
 mod nbd_bed;
 
 use std::fs::{File, OpenOptions};

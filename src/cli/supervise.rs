@@ -8,7 +8,7 @@
 //! A room of its own because it must go on where everything else fails: it reads no configuration, opens no file and
 //! knows nothing of volumes. What systemd is to its units it is to the daemon, where there is no systemd.
 //!
-//! Source: sd_notify(3); `sys::holder`, `sys::inherited`.
+//! Source: `sd_notify(3)`; `sys::holder`, `sys::inherited`.
 //!
 //! Invariants:
 //! 1. What is held outlives any number of daemons; it goes with this process, or when a daemon says so.

@@ -146,6 +146,8 @@ impl RawFile {
             |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
         let is_host =
             |host: &String| (1..=255).contains(&host.len()) && !host.contains(char::is_whitespace);
+        let is_beyond =
+            |value: Option<u64>, max| value.is_some_and(|value| !(1..=max).contains(&value));
         let absolute = "must be an absolute path, beginning with /";
         let is_no_policy =
             |policy: &Option<String>| policy.is_some() && digest(policy.as_ref()).is_none();
@@ -177,14 +179,12 @@ impl RawFile {
             ),
             (
                 "dead_conn_timeout",
-                self.dead_conn_timeout
-                    .is_some_and(|seconds| !(1..=DEAD_CONN_TIMEOUT_MAX_S).contains(&seconds)),
+                is_beyond(self.dead_conn_timeout, DEAD_CONN_TIMEOUT_MAX_S),
                 "must be a number of seconds from 1 to 604800",
             ),
             (
                 "default_size",
-                self.default_size
-                    .is_some_and(|size| !(1..=SIZE_MAX).contains(&size)),
+                is_beyond(self.default_size, SIZE_MAX),
                 "must be a number of GiB, at least 1",
             ),
             (
@@ -208,13 +208,17 @@ impl RawFile {
             ),
         ];
         match rules.iter().find(|(_, is_wrong, _)| *is_wrong) {
-            Some((key, _, problem)) => Err(Error::Value {
-                place: path.display().to_string(),
-                key: (*key).to_owned(),
-                problem: (*problem).to_owned(),
-            }),
+            Some((key, _, problem)) => Err(wrong_value(path, key, problem)),
             None => Ok(()),
         }
+    }
+}
+
+fn wrong_value(path: &Path, key: &str, problem: &str) -> Error {
+    Error::Value {
+        place: path.display().to_string(),
+        key: key.to_owned(),
+        problem: problem.to_owned(),
     }
 }
 

@@ -14,12 +14,10 @@
 //!
 //! # Times
 //!
-//! The kernel waits for an answer to a request for as long as the backend may hold one while its target is away, and
-//! `WORK_S` more: what ends first must be the backend's own patience, which knows why. `DEAD_CONN_TIMEOUT_S` is 0: if
-//! this process is killed, new I/O fails at once, and what was under way fails when that time is over instead of
-//! hanging until a reboot, but for a backend that holds its requests for ever. The driver fails what is under way on a
-//! dead socket only through the timer of each request. (Once a new process takes devices over, both times must change
-//! together.)
+//! The kernel waits for an answer to a request for as long as the backend may hold one while its target is away,
+//! `WORK_S` more, and `ADOPTION_S` for a new process to take over: what ends first must be the backend's own patience,
+//! which knows why. Then the kernel's timer kills the socket and sends the request anew. How long I/O waits while no
+//! process serves the device is the caller's choice (`DeviceParams::dead_conn_timeout`).
 //!
 //! For the same reason `WRITE_ZEROES` is not offered to the kernel: it would ask for up to 4 GiB at once, which a
 //! target that writes the zeroes may not finish in time; without it the kernel writes zeroes in ordinary requests.
@@ -39,6 +37,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -47,12 +46,13 @@ use crate::block::{Backend, Geometry};
 use crate::sys::blkdev;
 use crate::sys::netlink::{self, NbdFamily};
 
-use self::adopt::ADOPTION_S;
+use self::adopt::Device;
 pub use self::keep::{DeviceParams, Keeper, Keepsake, LaneRemains};
 use self::lanes::Lanes;
 use self::sysfs::Sysfs;
 use super::Error;
 use super::export::OpenError;
+use super::link::ADOPTION_S;
 use super::thread::LaneThread;
 use super::wire::{transmission_flag, transmission_flags};
 
@@ -84,7 +84,7 @@ const LANES_TIMEOUT: Duration = Duration::from_mins(1);
 pub struct KernelDevice {
     index: u32,
     lanes: Vec<LaneThread<()>>,
-    params: DeviceParams,
+    device: Arc<Device>,
     leave: CancellationToken,
 }
 
@@ -148,17 +148,18 @@ impl KernelDevice {
     {
         check_identifier(&params.identifier)?;
         let leave = CancellationToken::new();
-        let mut started = Lanes::start(lanes, &Arc::new(open), &leave)?;
-        match connect_lanes(&mut started, &params).await {
+        let device = Device::new(params);
+        let mut started = Lanes::start(lanes, &Arc::new(open), &device, &leave)?;
+        match connect_lanes(&mut started, &device).await {
             Ok(index) => Ok(Self {
                 index,
                 lanes: started.threads,
-                params,
+                device,
                 leave,
             }),
             Err(error) => {
                 leave.cancel();
-                params.forget_all(lanes);
+                device.params.forget_all(lanes);
                 join(started.end()).await;
                 Err(error)
             }
@@ -255,13 +256,15 @@ impl KernelDevice {
             }
         };
         let doing = "disconnect the device";
+        self.device.is_over.store(true, Ordering::Relaxed);
         let asked = ask_kernel(doing, move || NbdFamily::open()?.disconnect(index)).await;
         if let Err(error) = asked {
+            self.device.is_over.store(false, Ordering::Relaxed);
             return Err((self, error));
         }
         // Held until here, so that nobody could mount the device in between.
         drop(guard);
-        self.params.forget_all(self.lanes.len());
+        self.device.params.forget_all(self.lanes.len());
         join(self.lanes).await;
         give_up_after(KERNEL_TIMEOUT, move || wait_until_released(index)).await;
         Ok(())
@@ -295,10 +298,12 @@ fn request_timeout_s(holds: Option<Duration>) -> u64 {
 }
 
 /// The lanes begin, and the kernel gets their sockets; the device's number.
-async fn connect_lanes(started: &mut Lanes, params: &DeviceParams) -> Result<u32, Error> {
+async fn connect_lanes(started: &mut Lanes, device: &Device) -> Result<u32, Error> {
     let geometry = started.geometry().await?;
-    let kernel_ends = started.begin(params)?;
-    attach(geometry, kernel_ends, params).await
+    let kernel_ends = started.begin(device)?;
+    let index = attach(geometry, kernel_ends, &device.params).await?;
+    let _ = device.index.set(index);
+    Ok(index)
 }
 
 /// Gives the sockets to the kernel and makes sure of what it made of them; the device's number.

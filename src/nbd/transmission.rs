@@ -273,6 +273,15 @@ impl Transmission {
         }
     }
 
+    /// The stream has ended and another one takes its place: what was not whole is forgotten, what is under way stays.
+    pub fn begin_anew(&mut self) {
+        if let State::Payload(accepted) = self.state {
+            let slot = self.release(accepted.token);
+            self.release_bytes(slot.payload_bytes);
+        }
+        self.state = State::Header;
+    }
+
     /// The backend completed a command; for a read `Ok` carries the length of its data.
     ///
     /// A read's bytes stay counted until [`Self::handle_sent`].

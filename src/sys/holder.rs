@@ -1,6 +1,6 @@
 //! The other end of `notify`: hears what one process tells, and takes the descriptors that it gives to be held.
 //!
-//! Source: sd_notify(3). Of its words those are understood that `Notifier` says; others are passed over.
+//! Source: `sd_notify(3)`. Of its words those are understood that `Notifier` says; others are passed over.
 //!
 //! Invariants:
 //! 1. Only the process that is named is heard: the kernel tells who sent a message (`SCM_CREDENTIALS`).

@@ -1,6 +1,6 @@
 //! Descriptors that this process was started with: listening sockets, and what the process before it gave to be held.
 //!
-//! Source: sd_listen_fds(3): `LISTEN_FDS` descriptors from 3 on, named by `LISTEN_FDNAMES`, if `LISTEN_PID` is us.
+//! Source: `sd_listen_fds(3)`: `LISTEN_FDS` descriptors from 3 on, named by `LISTEN_FDNAMES`, if `LISTEN_PID` is us.
 //! `cinder-nbd supervise` cannot know our number before we run, nor put descriptors in place without code between fork
 //! and exec; it says `CINDER_NBD_HELD="PARENT NUMBER=NAME NUMBER=NAME..."` instead, and is our parent.
 //!
@@ -59,11 +59,9 @@ pub fn take() -> Vec<Inherited> {
 
 /// The value of `CINDER_NBD_HELD` for a child of process `parent`.
 pub fn tell<'a>(parent: u32, held: impl Iterator<Item = (&'a str, RawFd)>) -> String {
-    let mut text = parent.to_string();
-    for (name, number) in held {
-        text.push_str(&format!(" {number}={name}"));
-    }
-    text
+    let words = held.map(|(name, number)| format!("{number}={name}"));
+    let words: Vec<String> = std::iter::once(parent.to_string()).chain(words).collect();
+    words.join(" ")
 }
 
 /// What process `parent` holds for us, by number and name, each number once.

@@ -1,6 +1,6 @@
 //! What a service tells whoever runs it, and gives it to hold: systemd's notification protocol.
 //!
-//! Source: sd_notify(3), sd_pid_notify_with_fds(3), "File Descriptor Store" of systemd.service(5): datagrams of
+//! Source: `sd_notify(3)`, `sd_pid_notify_with_fds(3)`, "File Descriptor Store" of systemd.service(5): datagrams of
 //! `NAME=VALUE` lines to the socket that `NOTIFY_SOCKET` names, descriptors beside them (`SCM_RIGHTS`).
 //!
 //! Invariants:
@@ -28,7 +28,7 @@ pub struct Notifier {
 
 /// Names the socket to speak to.
 const VARIABLE: &str = "NOTIFY_SOCKET";
-/// A name may have this many bytes (sd_pid_notify_with_fds(3)).
+/// A name may have this many bytes (`sd_pid_notify_with_fds(3)`).
 const NAME_BYTES_MAX: usize = 255;
 /// A holder reads at once; one that has not for this long hangs. Chosen freely, any value above a second works.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);

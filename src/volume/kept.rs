@@ -54,9 +54,10 @@ impl Keeping {
     pub(super) fn new(holder: Option<Arc<Notifier>>, inherited: Vec<Inherited>) -> Self {
         let mut kept = BTreeMap::new();
         for Inherited { name, fd } in inherited {
-            match Name::parse(&name) {
-                Some(name) => drop(kept.insert(name, fd)),
-                None => tracing::debug!(name, "inherited, and none of ours"),
+            if let Some(name) = Name::parse(&name) {
+                kept.insert(name, fd);
+            } else {
+                tracing::debug!(name, "inherited, and none of ours");
             }
         }
         if !kept.is_empty() {

@@ -95,7 +95,11 @@ impl Unit {
 }
 
 fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or_default();
+    let pairs = bytes
+        .iter()
+        .map(|byte| [digit(byte >> 4), digit(byte & 0xf)]);
+    pairs.flatten().collect()
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {

@@ -8,7 +8,8 @@
 //! 1. All backends are open, and agree, before one lane is given a link.
 //! 2. A lane that is given none closes its backend.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 
@@ -18,25 +19,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::block::{Backend, Geometry};
 use crate::nbd::Error;
-use crate::nbd::connection::Connection;
 use crate::nbd::export::OpenError;
+use crate::nbd::journal::Journal;
 use crate::nbd::lane;
+use crate::nbd::link::{Link, Relinker};
 use crate::nbd::thread::LaneThread;
 use crate::sys::socket;
 
-use super::keep::{DeviceParams, Keepsake};
+use super::adopt::{Device, Slot};
+use super::keep::{Keepsake, LaneRemains};
 
 /// Lanes that are started.
 pub(super) struct Lanes {
     pub(super) threads: Vec<LaneThread<()>>,
     opened: Vec<oneshot::Receiver<Result<Geometry, OpenError>>>,
-    links: Vec<oneshot::Sender<StdStream>>,
+    links: Vec<oneshot::Sender<Begin>>,
+}
+
+/// What a lane begins with.
+enum Begin {
+    /// A socket that the kernel does not have yet.
+    New(StdStream, Journal),
+    /// What a predecessor left, and who waits for the link to stand.
+    Resumed(LaneRemains, oneshot::Sender<()>),
 }
 
 impl Lanes {
     pub(super) fn start<B, F, O>(
         count: usize,
         open: &Arc<O>,
+        device: &Arc<Device>,
         leave: &CancellationToken,
     ) -> Result<Self, Error>
     where
@@ -52,8 +64,8 @@ impl Lanes {
         for number in 0..count {
             // On an error the lanes so far are given no link, and end.
             let (tell, opened) = oneshot::channel();
-            let (link, linked) = oneshot::channel();
-            let (open, leave) = (Arc::clone(open), leave.clone());
+            let (link, linked) = oneshot::channel::<Begin>();
+            let (open, device, leave) = (Arc::clone(open), Arc::clone(device), leave.clone());
             let thread = LaneThread::spawn(format!("nbd-lane-{number}"), move || async move {
                 let backend = match open(number).await {
                     Ok(backend) => backend,
@@ -61,17 +73,19 @@ impl Lanes {
                 };
                 // Nobody waits for it if another lane failed before.
                 let _ = tell.send(Ok(backend.geometry().clone()));
-                let stream = match linked.await.map(UnixStream::from_std) {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => {
-                        tracing::error!("lane {number} cannot use its socket: {error}");
-                        return backend.close().await;
-                    }
-                    Err(_) => return backend.close().await,
+                let Ok(begin) = linked.await else {
+                    return backend.close().await;
                 };
-                let connection = Connection::new(stream, &[], backend.geometry());
-                let end = lane::serve(connection, backend, &leave).await;
-                tracing::debug!("lane {number}: {end}");
+                match begin.link(number, &device, backend.geometry()) {
+                    Ok(link) => {
+                        let end = lane::serve(link, backend, &leave).await;
+                        tracing::debug!("lane {number}: {end}");
+                    }
+                    Err(error) => {
+                        tracing::error!("lane {number} cannot begin: {error}");
+                        backend.close().await;
+                    }
+                }
             });
             lanes.threads.push(thread.map_err(Error::Lane)?);
             lanes.opened.push(opened);
@@ -97,31 +111,71 @@ impl Lanes {
     }
 
     /// Every lane serves a new link; the ends of their sockets that the kernel gets.
-    pub(super) fn begin(&mut self, params: &DeviceParams) -> Result<Vec<StdStream>, Error> {
+    pub(super) fn begin(&mut self, device: &Device) -> Result<Vec<StdStream>, Error> {
         let mut kernel_ends = Vec::new();
         for (number, link) in self.links.drain(..).enumerate() {
             let (ours, kernels) = socket::lane_pair().map_err(Error::Lane)?;
-            if let Some(keeper) = &params.keeper
-                && let Err(error) = keeper.keep(number, Keepsake::Socket, ours.as_fd())
-            {
-                tracing::warn!("the socket of lane {number} is not kept: {error}");
-            }
+            let journal = Journal::create().map_err(Error::Lane)?;
+            device.keep(number, Keepsake::Socket, ours.as_fd());
+            device.keep(number, Keepsake::Journal, journal.file());
             // A lane that has panicked takes none; its end is seen when it is joined.
-            let _ = link.send(ours);
+            let _ = link.send(Begin::New(ours, journal));
             kernel_ends.push(kernels);
         }
         Ok(kernel_ends)
     }
 
-    /// Gives a link to the next lane that has none.
-    pub(super) fn give(&mut self, stream: StdStream) {
+    /// Gives the next lane that has no link what its predecessor left; told when its link stands.
+    pub(super) fn resume(&mut self, remains: LaneRemains) -> oneshot::Receiver<()> {
+        let (standing, stands) = oneshot::channel();
         if !self.links.is_empty() {
-            let _ = self.links.remove(0).send(stream);
+            let _ = self.links.remove(0).send(Begin::Resumed(remains, standing));
         }
+        stands
     }
 
     /// The threads, to be joined: lanes that were given no link end.
     pub(super) fn end(self) -> Vec<LaneThread<()>> {
         self.threads
+    }
+}
+
+impl Begin {
+    fn link(self, number: usize, device: &Arc<Device>, geometry: &Geometry) -> io::Result<Link> {
+        let relinker: Arc<dyn Relinker> = Arc::new(Slot::new(number, Arc::clone(device)));
+        match self {
+            Self::New(stream, journal) => {
+                let stream = UnixStream::from_std(stream)?;
+                Ok(Link::new(Some(stream), journal, geometry, relinker))
+            }
+            Self::Resumed(remains, standing) => {
+                let mut socket = remains.socket.map(StdStream::from);
+                let opened = remains.journal.map(Journal::open);
+                let (journal, left) = match opened {
+                    Some(Ok(opened)) => opened,
+                    opened => {
+                        if let Some(Err(error)) = opened {
+                            tracing::warn!("the journal of lane {number} is not used: {error}");
+                        }
+                        // Without it nobody knows what in the socket is the beginning of a request.
+                        if let Some(socket) = socket.take() {
+                            end_socket(socket.as_fd());
+                        }
+                        let journal = Journal::create()?;
+                        device.keep(number, Keepsake::Journal, journal.file());
+                        (journal, Vec::new())
+                    }
+                };
+                let link = Link::resume(socket, journal, left, geometry, relinker, standing);
+                Ok(link)
+            }
+        }
+    }
+}
+
+/// Ends a socket of which others may have duplicates.
+fn end_socket(socket: BorrowedFd<'_>) {
+    if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Both) {
+        tracing::debug!("a socket cannot be shut down: {error}");
     }
 }

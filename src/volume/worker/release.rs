@@ -174,8 +174,8 @@ impl Worker {
     /// not held. On an error it stands as the error says, and may be tried again.
     pub(super) async fn release(&mut self, how: Release) -> Result<(), Error> {
         if self.waiting.is_some() {
-            let cause = self.last_error.clone();
-            return Err(self.unserved(cause.unwrap_or_else(|| "that is being done".to_owned())));
+            let cause = self.last_error.as_deref();
+            return Err(self.unserved(cause.unwrap_or("that is being done")));
         }
         let Some(live) = &self.live else {
             return Ok(());

@@ -200,7 +200,7 @@ impl Worker {
         let ended = adoption(&mut self.waiting).await;
         self.conclude(ended).await;
         match (&self.waiting, &self.last_error) {
-            (Some(_), Some(cause)) => Err(self.unserved(cause.clone())),
+            (Some(_), Some(cause)) => Err(self.unserved(cause)),
             _ => Ok(()),
         }
     }
@@ -248,7 +248,7 @@ impl Worker {
     }
 
     /// Why something cannot be done before the device is served.
-    pub(super) fn unserved(&self, cause: String) -> Error {
+    pub(super) fn unserved(&self, cause: &str) -> Error {
         Error::InUse {
             name: self.name.clone(),
             by: format!("its device waits to be served again: {cause}"),

@@ -39,5 +39,27 @@ lio_up() {
   mkdir -p /sys/kernel/config/target/iscsi
 }
 
+# lio_lun NAME NUMBER MIB: LUN of the kernel's target iqn.2026-11.test.lio:NAME, a file on tmpfs
+lio_lun() {
+  lio_group=/sys/kernel/config/target/iscsi/iqn.2026-11.test.lio:$1/tpgt_1
+  lio_store=/sys/kernel/config/target/core/fileio_0/$1$2
+  mkdir -p /tmp/luns "$lio_group" "$lio_store" && truncate -s "$3M" "/tmp/luns/$1$2" || return 1
+  printf %s "fd_dev_name=/tmp/luns/$1$2,fd_dev_size=$(($3 << 20)),fd_buffered_io=1" >"$lio_store/control" || return 1
+  printf %s "serial-$1-$2" >"$lio_store/wwn/vpd_unit_serial" || return 1
+  printf 1 >"$lio_store/enable" || return 1
+  mkdir "$lio_group/lun/lun_$2" && ln -s "$lio_store" "$lio_group/lun/lun_$2/store"
+}
+
+# lio_open NAME [USER SECRET]: that target on 127.0.0.1:3260, for any initiator, or for whoever knows the secret
+lio_open() {
+  lio_group=/sys/kernel/config/target/iscsi/iqn.2026-11.test.lio:$1/tpgt_1
+  for lio_setting in generate_node_acls=1 cache_dynamic_acls=1 demo_mode_write_protect=0 authentication=${2:+1}; do
+    lio_value=${lio_setting#*=}
+    printf %s "${lio_value:-0}" >"$lio_group/attrib/${lio_setting%%=*}" || return 1
+  done
+  [ -z "$2" ] || { printf %s "$2" >"$lio_group/auth/userid" && printf %s "$3" >"$lio_group/auth/password"; } || return 1
+  mkdir "$lio_group/np/127.0.0.1:3260" && printf 1 >"$lio_group/enable"
+}
+
 # nbd_left: the devices that are connected, if any
 nbd_left() { cat /sys/block/nbd*/pid 2>/dev/null; }

@@ -13,26 +13,8 @@ trap 'eval "$ends"' EXIT
 
 # --- a target with CHAP and two LUNs: one for fio, one for a filesystem
 lio_up || fail "the guest's kernel has no LIO"
-group=/sys/kernel/config/target/iscsi/$iqn/tpgt_1
-mkdir -p /tmp/luns "$group" || fail "no target"
-# lun NUMBER MIB
-lun() {
-  store=/sys/kernel/config/target/core/fileio_0/restart$1
-  mkdir -p "$store" && truncate -s "$2M" "/tmp/luns/$1" || return 1
-  printf %s "fd_dev_name=/tmp/luns/$1,fd_dev_size=$(($2 << 20)),fd_buffered_io=1" >"$store/control" || return 1
-  printf %s "serial-restart-$1" >"$store/wwn/vpd_unit_serial" || return 1
-  printf 1 >"$store/enable" || return 1
-  mkdir "$group/lun/lun_$1" && ln -s "$store" "$group/lun/lun_$1/store"
-}
-for setting in generate_node_acls=1 cache_dynamic_acls=1 demo_mode_write_protect=0 authentication=1; do
-  printf %s "${setting#*=}" >"$group/attrib/${setting%=*}" || fail "LIO refuses $setting"
-done
-printf %s me >"$group/auth/userid"
-printf %s a-long-secret-of-the-bed >"$group/auth/password"
-lun 0 64 && lun 1 128 || fail "LIO refuses a LUN"
-mkdir "$group/np/127.0.0.1:3260" || fail "no portal"
-printf 1 >"$group/enable" || fail "the target cannot be enabled"
-printf %s a-long-secret-of-the-bed >/tmp/chap
+lio_lun restart 0 64 && lio_lun restart 1 128 && lio_open restart me a-long-secret-of-the-bed || fail "LIO refuses the target"
+(umask 077; printf %s a-long-secret-of-the-bed >/tmp/chap)
 
 # --- the daemon beneath its supervisor
 cat >/tmp/bed.toml <<TOML
