@@ -282,27 +282,11 @@ impl<S: Stream> Connection<S> {
                 let data = self.zeroes.slice(..usize_of(len));
                 (offset, Operation::Write { data, fua })
             }
-            Command::Flush => (0, Operation::Flush),
-            Command::Trim { offset, len } => (offset, Operation::Trim { len }),
-            Command::WriteZeroes {
-                offset,
-                len,
-                no_hole,
-                fast,
-                fua,
-            } => {
-                let operation = Operation::WriteZeroes {
-                    len,
-                    no_hole,
-                    fast,
-                    fua,
-                };
-                (offset, operation)
-            }
-            Command::Cache { offset, len } => (offset, Operation::Cache { len }),
-            Command::BlockStatus { offset, len, one } => {
-                (offset, Operation::BlockStatus { len, one })
-            }
+            Command::Flush
+            | Command::Trim { .. }
+            | Command::WriteZeroes { .. }
+            | Command::Cache { .. }
+            | Command::BlockStatus { .. } => command.without_data(),
         };
         let token = u64::try_from(token).expect("tokens are below REQUESTS_MAX");
         self.pending.push_back(Request {

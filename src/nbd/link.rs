@@ -455,27 +455,11 @@ impl Link {
                 let data = self.zeroes.slice(..narrow(len));
                 (offset, Operation::Write { data, fua })
             }
-            Command::Flush => (0, Operation::Flush),
-            Command::Trim { offset, len } => (offset, Operation::Trim { len }),
-            Command::WriteZeroes {
-                offset,
-                len,
-                no_hole,
-                fast,
-                fua,
-            } => {
-                let operation = Operation::WriteZeroes {
-                    len,
-                    no_hole,
-                    fast,
-                    fua,
-                };
-                (offset, operation)
-            }
-            Command::Cache { offset, len } => (offset, Operation::Cache { len }),
-            Command::BlockStatus { offset, len, one } => {
-                (offset, Operation::BlockStatus { len, one })
-            }
+            Command::Flush
+            | Command::Trim { .. }
+            | Command::WriteZeroes { .. }
+            | Command::Cache { .. }
+            | Command::BlockStatus { .. } => command.without_data(),
         };
         self.pending.push_back(BackendRequest {
             token: wide(token),

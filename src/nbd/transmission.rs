@@ -25,7 +25,7 @@
 
 use bytes::BytesMut;
 
-use crate::block::{ErrorKind, Extent, Geometry};
+use crate::block::{ErrorKind, Extent, Geometry, Operation};
 
 use super::wire::{self, REQUEST_BYTES, Request, command, command_flag};
 
@@ -139,6 +139,39 @@ pub enum Command {
         /// The first extent is enough.
         one: bool,
     },
+}
+
+impl Command {
+    /// The operation of a command that moves no data of its own, and where it begins.
+    ///
+    /// # Panics
+    /// The command moves data: its buffer is the driver's to find.
+    pub(super) fn without_data(self) -> (u64, Operation) {
+        match self {
+            Self::Read { .. } | Self::Write { .. } | Self::ZeroFill { .. } => {
+                panic!("a command with data was taken for one without")
+            }
+            Self::Flush => (0, Operation::Flush),
+            Self::Trim { offset, len } => (offset, Operation::Trim { len }),
+            Self::WriteZeroes {
+                offset,
+                len,
+                no_hole,
+                fast,
+                fua,
+            } => {
+                let operation = Operation::WriteZeroes {
+                    len,
+                    no_hole,
+                    fast,
+                    fua,
+                };
+                (offset, operation)
+            }
+            Self::Cache { offset, len } => (offset, Operation::Cache { len }),
+            Self::BlockStatus { offset, len, one } => (offset, Operation::BlockStatus { len, one }),
+        }
+    }
 }
 
 /// A command under way, and the number under which its completion comes back.

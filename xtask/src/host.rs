@@ -47,7 +47,9 @@ pub(crate) const INTEROP: &[&str] = &[
     "tgt",
 ];
 /// The peers of the comparison, `qemu-nbd` aside (see `bench::peer`).
-pub(crate) const BENCH: &[&str] = &["fio", "tgt"];
+pub(crate) const BENCH: &[&str] = &["fio", "libiscsi-bin", "tgt"];
+/// To count instructions.
+pub(crate) const INSTRUCTIONS: &[&str] = &["valgrind"];
 
 /// apt's downloads on a slow line.
 const APT_LIMIT: Duration = Duration::from_mins(20);

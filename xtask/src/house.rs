@@ -77,7 +77,7 @@ struct Executable {
 }
 
 impl Built {
-    /// The daemon and the demo, optimised. One set of arguments for all who want them: another selection of
+    /// The daemon, the demo and what is measured, optimised. One set of arguments for all who want them: another selection of
     /// packages would have other features of their dependencies, and compile those again.
     pub(crate) async fn release(stage: &Stage) -> Result<Self> {
         Self::of(
@@ -88,6 +88,8 @@ impl Built {
                 "cinder-nbd",
                 "-p",
                 "demo",
+                "-p",
+                "measured",
                 "--bins",
             ],
             stage,

@@ -1,4 +1,4 @@
-//! Everything a developer or newcomer runs: `cargo xtask demo | test | bench | vm | fuzz | simulate | conformance`.
+//! Everything a developer or newcomer runs: `cargo xtask demo | test | bench | instructions | vm | fuzz | simulate | conformance`.
 //!
 //! The roof of this program: arguments, signals, exit status. On Ctrl-C or SIGTERM the running task is
 //! dropped, and with it every process, VM and folder it had made.
@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod host;
 mod house;
+mod instructions;
 mod run;
 mod simulate;
 mod test;
@@ -47,6 +48,8 @@ enum Verb {
     Test(test::Options),
     /// Run the benches, and our export beside qemu-nbd on one target.
     Bench(bench::Options),
+    /// Count what an I/O costs in instructions, and compare with docs/instructions.md.
+    Instructions(instructions::Options),
     /// Throw bytes at all that takes a stranger's bytes apart, after installing cargo-fuzz if need be.
     Fuzz(fuzz::Options),
     /// Run schedules of the simulation in invented time: one seed again, or as many as hours hold.
@@ -100,6 +103,7 @@ async fn perform(verb: Verb) -> Result<ExitCode> {
         Verb::Demo { vm } => demo::perform(vm).await.map(|()| ExitCode::SUCCESS),
         Verb::Test(options) => test::perform(&options).await,
         Verb::Bench(options) => bench::perform(&options).await.map(|()| ExitCode::SUCCESS),
+        Verb::Instructions(options) => instructions::perform(&options).await,
         Verb::Simulate(options) => simulate::perform(&options).await,
         Verb::Fuzz(options) => fuzz::perform(&options).await,
         Verb::Conformance => write_conformance(),

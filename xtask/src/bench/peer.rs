@@ -58,6 +58,31 @@ impl QemuNbd {
         self.run_for(Duration::MAX)
     }
 
+    /// The program itself.
+    pub(super) fn path(&self) -> Result<PathBuf> {
+        if self.root.is_some() {
+            return Ok(self.program.clone());
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|dir| dir.join(&self.program))
+            .find(|path| path.is_file())
+            .context("qemu-nbd is installed but not on the path")
+    }
+
+    /// The driver, which the program loads by itself.
+    pub(super) fn driver(&self) -> Result<PathBuf> {
+        let root = self.root.as_deref().unwrap_or_else(|| Path::new("/"));
+        let driver = libraries(root).join("qemu/block-iscsi.so");
+        anyhow::ensure!(driver.is_file(), "no {}", driver.display());
+        Ok(driver)
+    }
+
+    /// Where what it is linked with lies, unless that is where the machine's is.
+    pub(super) fn libraries(&self) -> Option<PathBuf> {
+        self.root.as_deref().map(libraries)
+    }
+
     fn run_for(&self, limit: Duration) -> Run {
         let run = Run::new(&self.program, limit);
         match &self.root {

@@ -23,10 +23,15 @@ const PACK_LIMIT: Duration = Duration::from_mins(2);
 pub(crate) struct Job {
     pub(super) script: String,
     pub(super) programs: Vec<(String, PathBuf)>,
+    pub(super) modules: Vec<(String, PathBuf)>,
     pub(super) files: Vec<(String, PathBuf)>,
+    /// Where the libraries of programs are looked for first.
+    libraries: Option<PathBuf>,
     pub(super) limit: Duration,
     pub(super) network: bool,
     pub(super) memory_mib: u32,
+    pub(super) is_counted: bool,
+    pub(super) has_wide_copies: bool,
     pub(super) keep: Option<PathBuf>,
 }
 
@@ -44,10 +49,14 @@ impl Job {
         Self {
             script: script.into(),
             programs: Vec::new(),
+            modules: Vec::new(),
+            libraries: None,
             files: Vec::new(),
             limit,
             network: false,
             memory_mib: 3072,
+            is_counted: false,
+            has_wide_copies: false,
             keep: None,
         }
     }
@@ -66,6 +75,18 @@ impl Job {
         self
     }
 
+    /// Libraries of programs and modules are looked for here before the host's own places.
+    pub(crate) fn libraries(mut self, dir: &Path) -> Self {
+        self.libraries = Some(dir.to_owned());
+        self
+    }
+
+    /// A library that a program loads by itself: under `/job/host` at this place, what it needs beside it.
+    pub(crate) fn module(mut self, name: &str, path: &Path) -> Self {
+        self.modules.push((name.to_owned(), path.to_owned()));
+        self
+    }
+
     /// A file or folder, at this place under `/job`.
     pub(crate) fn file(mut self, name: &str, path: &Path) -> Self {
         self.files.push((name.to_owned(), path.to_owned()));
@@ -81,6 +102,20 @@ impl Job {
     /// Another amount of memory than three GiB. The job's files lie in it too.
     pub(crate) fn memory(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// The guest's time is a count of its instructions (two nanoseconds each) on its only processor: figures repeat
+    /// whatever else the host does, and say nothing of caches. Four to six times slower than the clock.
+    pub(crate) fn counted(mut self) -> Self {
+        self.is_counted = true;
+        self
+    }
+
+    /// The guest's processor lacks `erms`: its kernel copies by words of eight bytes, so that a counted copy costs an
+    /// eighth. The emulator counts each step of a `rep` as an instruction.
+    pub(crate) fn wide_copies(mut self) -> Self {
+        self.has_wide_copies = true;
         self
     }
 
@@ -128,6 +163,12 @@ impl Job {
         for (name, path) in &self.programs {
             self.pack_program(&stage, name, path).await?;
         }
+        for (name, path) in &self.modules {
+            self.pack_libraries(&stage, path).await?;
+            let to = stage.join("host").join(name);
+            std::fs::create_dir_all(to.parent().context("a module needs a name")?)?;
+            std::fs::copy(path, &to).with_context(|| format!("copy {}", path.display()))?;
+        }
         let tar = dir.join("job.tar");
         Run::new("tar", PACK_LIMIT)
             .arg("-cf")
@@ -145,21 +186,12 @@ impl Job {
 
     /// The program without debug information, its libraries and loader.
     async fn pack_program(&self, stage: &Path, name: &str, path: &Path) -> Result<()> {
-        let host = stage.join("host");
-        let listing = Run::new("ldd", PACK_LIMIT).arg(path).output(|_| {}).await?;
-        let libraries = libraries(&listing);
+        let libraries = self.pack_libraries(stage, path).await?;
         let loader = libraries
             .iter()
             .filter_map(|library| library.file_name()?.to_str())
             .find(|name| name.starts_with("ld-linux"))
             .with_context(|| format!("{} is not a dynamic program", path.display()))?;
-        for library in &libraries {
-            let to = host.join(library.file_name().context("a library without a name")?);
-            if !to.exists() {
-                std::fs::copy(library, &to)
-                    .with_context(|| format!("copy {}", library.display()))?;
-            }
-        }
         let program = stage.join("bin").join(name);
         let strip = Run::new("strip", PACK_LIMIT)
             .arg("--strip-debug")
@@ -173,6 +205,24 @@ impl Job {
             .output(|_| {})
             .await?;
         Ok(())
+    }
+
+    /// The host's libraries that a program or library needs, and the loader; which they are.
+    async fn pack_libraries(&self, stage: &Path, path: &Path) -> Result<Vec<PathBuf>> {
+        let mut ldd = Run::new("ldd", PACK_LIMIT).arg(path);
+        if let Some(dir) = &self.libraries {
+            ldd = ldd.env("LD_LIBRARY_PATH", dir);
+        }
+        let libraries = libraries(&ldd.output(|_| {}).await?);
+        for library in &libraries {
+            let name = library.file_name().context("a library without a name")?;
+            let to = stage.join("host").join(name);
+            if !to.exists() {
+                std::fs::copy(library, &to)
+                    .with_context(|| format!("copy {}", library.display()))?;
+            }
+        }
+        Ok(libraries)
     }
 
     /// Shell assignments that the guest's init reads.
