@@ -197,7 +197,7 @@ fn list_names_the_default_export_and_opens_nothing() {
     let heard = hear(&script(FIXED, &[option_bytes(option::LIST, b"x")])).unwrap();
     assert_eq!(
         heard.output,
-        replies(&[(option::LIST, reply::ERR_INVALID, b"LIST has no data")])
+        replies(&[(option::LIST, reply::ERR_INVALID, b"this option has no data")])
     );
 }
 

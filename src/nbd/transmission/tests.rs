@@ -43,7 +43,7 @@ fn errno(reply: &Reply) -> u32 {
     let [head, _] = reply.parts();
     assert_eq!(head[..4], [0x67, 0x44, 0x66, 0x98]);
     assert_eq!(head[8..], 0xc0_0c1e_u64.to_be_bytes());
-    u32::from_be_bytes(head[4..].try_into().unwrap())
+    u32::from_be_bytes(head[4..8].try_into().unwrap())
 }
 
 fn bytes(length: u32) -> BytesMut {
