@@ -247,7 +247,7 @@ fn a_write_beyond_reason_and_a_wrong_magic_close_the_connection() {
 #[test]
 fn a_device_that_grows_takes_requests_up_to_its_new_end_and_never_shrinks() {
     let old = geometry().size_bytes;
-    let mut machine = Transmission::new(&geometry());
+    let mut machine = Transmission::new(&geometry(), SIMPLE);
     refused(&mut machine, request(command::READ, 0, old, 512), 22);
     machine.grow(old + 512);
     submitted(step(&mut machine, request(command::READ, 0, old, 512)));
