@@ -205,7 +205,7 @@ pub struct ExportPlace {
     /// Listen on TCP, port 0 for any; beyond loopback with TLS only; may be given several times
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Vec<String>,
-    /// Listen on the sockets that systemd, or who does as it does, has passed (LISTEN_FDS)
+    /// Listen on the sockets that systemd, or who does as it does, has passed (`LISTEN_FDS`)
     #[arg(long)]
     pub socket_activation: bool,
     /// Serve one client on standard input and output: one stream socket, or two pipes

@@ -6,6 +6,7 @@
 //! 1. What other hosts can reach is served with TLS or not at all.
 //! 2. A socket's name in the file system is removed only while it is still ours; one that was passed to us is never.
 
+use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -243,7 +244,7 @@ fn escape(bytes: &[u8]) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             text.push(char::from(byte));
         } else {
-            text.push_str(&format!("%{byte:02X}"));
+            write!(text, "%{byte:02X}").expect("a string takes everything");
         }
     }
     text

@@ -256,6 +256,24 @@ impl Journal {
         self.words.set(head::PARSED, self.parsed);
     }
 
+    /// Where in the input the next bytes go that follow `missing` ones of a payload, and how many may.
+    fn input_room(&mut self, missing: usize, drain: bool) -> (usize, usize) {
+        // With a payload due all of the input is parsed: what follows the payload begins it anew.
+        if missing > 0 {
+            self.set_origin(self.parsed + wide(missing));
+        } else {
+            self.compact();
+        }
+        let end = self.index(self.received.max(self.origin));
+        let begin = self.index(self.parsed.max(self.origin));
+        let limit = if drain {
+            INPUT_AREA_BYTES
+        } else {
+            (begin + INPUT_BYTES).min(INPUT_AREA_BYTES)
+        };
+        (end, limit.saturating_sub(end))
+    }
+
     /// Reads up to `available` bytes, which must be there: the rest of a payload to its place, what follows it into the
     /// input. `read` is given the parts and makes one system call. `drain`: the link has ended, everything is taken in.
     ///
@@ -278,20 +296,7 @@ impl Journal {
         let missing = payload
             .as_ref()
             .map_or(0, |(block, filled)| block.len() - filled);
-        // With a payload due all of the input is parsed: what follows the payload begins it anew.
-        if missing > 0 {
-            self.set_origin(self.parsed + wide(missing));
-        } else {
-            self.compact();
-        }
-        let end = self.index(self.received.max(self.origin));
-        let begin = self.index(self.parsed.max(self.origin));
-        let limit = if drain {
-            INPUT_AREA_BYTES
-        } else {
-            (begin + INPUT_BYTES).min(INPUT_AREA_BYTES)
-        };
-        let room = limit.saturating_sub(end);
+        let (end, room) = self.input_room(missing, drain);
         let bytes = read_length(available, missing, room);
         if bytes == 0 {
             return Ok(Received {
@@ -613,16 +618,19 @@ impl Journal {
         if self.parsed == self.received {
             self.set_origin(self.parsed);
         }
-        // No link moves so many bytes: sums of positions and lengths stay far from the end of their numbers.
-        let positions_are_sane = self.received < 1 << 62
-            && self.parsed <= self.received
-            && self.origin <= self.parsed
-            && self.received - self.origin <= wide(INPUT_AREA_BYTES);
-        if positions_are_sane {
+        if self.has_sane_positions() {
             Ok(left)
         } else {
             Err(Unusable::Nonsense("its positions"))
         }
+    }
+
+    /// No link moves so many bytes: sums of positions and lengths stay far from the end of their numbers.
+    fn has_sane_positions(&self) -> bool {
+        self.received < 1 << 62
+            && self.parsed <= self.received
+            && self.origin <= self.parsed
+            && self.received - self.origin <= wide(INPUT_AREA_BYTES)
     }
 
     fn recover_payload(&mut self, place: u64, length: u32) -> Option<Block> {

@@ -77,11 +77,14 @@ pub(super) trait Relinker: Send + Sync {
     fn is_over(&self) -> bool;
 }
 
+/// A new link being made: our end of it, and whether the driver had read all that was sent over the old one.
+type Relinking = Pin<Box<dyn Future<Output = (io::Result<StdStream>, bool)> + Send>>;
+
 /// The link.
 pub(super) struct Link {
     /// `None` while a new one is being made.
     stream: Option<UnixStream>,
-    relinking: Option<Pin<Box<dyn Future<Output = (io::Result<StdStream>, bool)> + Send>>>,
+    relinking: Option<Relinking>,
     relinker: Arc<dyn Relinker>,
     relinks: u32,
     /// Who waits for the link to stand, and for what is doubtful to be cleared.
@@ -648,9 +651,9 @@ impl Link {
         if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Both) {
             tracing::debug!("a socket cannot be shut down: {error}");
         }
-        while is_believed {
+        loop {
             let there = socket::readable_bytes(socket).unwrap_or(0);
-            if there == 0 {
+            if there == 0 || !is_believed {
                 break;
             }
             let due = self.due.as_mut().map(|due| (&mut due.block, due.filled));

@@ -79,16 +79,19 @@ impl Tls {
         client_authority: Option<&Path>,
     ) -> Result<Self, TlsError> {
         let chain = certificates(certificate)?;
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|source| match source {
-            pem::Error::NoItemsFound => TlsError::Empty {
-                what: "private key",
-                file: key.to_owned(),
-            },
-            source => TlsError::Pem {
-                what: "a private key",
-                file: key.to_owned(),
-                source,
-            },
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|source| {
+            if matches!(source, pem::Error::NoItemsFound) {
+                TlsError::Empty {
+                    what: "private key",
+                    file: key.to_owned(),
+                }
+            } else {
+                TlsError::Pem {
+                    what: "a private key",
+                    file: key.to_owned(),
+                    source,
+                }
+            }
         })?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))

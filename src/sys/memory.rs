@@ -2,7 +2,7 @@
 //!
 //! A room of its own because it is the only place where memory is shared with another process, and where one piece
 //! of memory is handed to the kernel to read into, and to a backend to write from, without a copy.
-//! Source: memfd_create(2), mmap(2), fcntl(2): file seals.
+//! Source: `memfd_create(2)`, mmap(2), fcntl(2): file seals.
 //! Read before changing: `nbd/journal.rs`, which keeps its state here.
 //!
 //! ```text
@@ -54,6 +54,9 @@ impl Layout {
 ///
 /// # Errors
 /// No descriptor or address space left.
+///
+/// # Panics
+/// The length does not fit in 64 bits.
 pub fn create(name: &str, layout: Layout) -> io::Result<(Words, Arena)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = rustix::fs::memfd_create(name, flags)?;
@@ -255,6 +258,9 @@ impl Arena {
     }
 
     /// Takes a block back. One that somebody can still read is not used again before that has ended.
+    ///
+    /// # Panics
+    /// The block is of another arena.
     pub fn put(&mut self, mut block: Block) {
         if Arc::get_mut(&mut block.lease).is_none() {
             return self.lingering.push(block);
@@ -268,6 +274,9 @@ impl Arena {
     }
 
     /// Gives the pages beyond `keep` back to the system, unless one of them is in use.
+    ///
+    /// # Panics
+    /// A length does not fit in 64 bits.
     pub fn shrink(&mut self, keep: usize) {
         self.reclaim();
         let last = self.taken.last().map_or(0, |&(used, bytes)| used + bytes);

@@ -46,22 +46,21 @@ pub(super) fn probe() -> Result<(), Error> {
 
 /// The driver's refusal of a new device, with the remedy where there is one.
 pub(super) fn explained(refused: Error) -> Error {
-    match refused {
-        // EBUSY: one that was free a moment ago; ENOSPC, EEXIST: no number is left for another one.
-        Error::Netlink {
-            source: netlink::Error::Refused(source),
-            ..
-        } if [libc::EBUSY, libc::ENOSPC, libc::EEXIST]
-            .map(Some)
-            .contains(&source.raw_os_error()) =>
-        {
-            Error::NoneFree {
-                devices: parameter("nbds_max").unwrap_or_default(),
-                source,
-            }
-        }
-        error => error,
+    let Error::Netlink {
+        doing,
+        source: netlink::Error::Refused(source),
+    } = refused
+    else {
+        return refused;
+    };
+    // EBUSY: one that was free a moment ago; ENOSPC, EEXIST: no number is left for another one.
+    let none_free = [libc::EBUSY, libc::ENOSPC, libc::EEXIST].map(Some);
+    if none_free.contains(&source.raw_os_error()) {
+        let devices = parameter("nbds_max").unwrap_or_default();
+        return Error::NoneFree { devices, source };
     }
+    let source = netlink::Error::Refused(source);
+    Error::Netlink { doing, source }
 }
 
 /// What can be seen of a driver that does not answer.

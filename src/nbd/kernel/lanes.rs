@@ -42,7 +42,7 @@ pub(super) struct Lanes {
 /// What a lane begins with.
 enum Begin {
     /// A socket that the kernel does not have yet.
-    New(StdStream, Journal),
+    New(StdStream, Box<Journal>),
     /// What a predecessor left, and who waits for the link to stand.
     Resumed(LaneRemains, oneshot::Sender<()>),
 }
@@ -125,7 +125,7 @@ impl Lanes {
             device.keep(number, Keepsake::Socket, ours.as_fd());
             device.keep(number, Keepsake::Journal, journal.file());
             // A lane that has panicked takes none; its end is seen when it is joined.
-            let _ = link.send(Begin::New(ours, journal));
+            let _ = link.send(Begin::New(ours, Box::new(journal)));
             kernel_ends.push(kernels);
         }
         Ok(kernel_ends)
@@ -152,7 +152,7 @@ impl Begin {
         match self {
             Self::New(stream, journal) => {
                 let stream = UnixStream::from_std(stream)?;
-                Ok(Link::new(Some(stream), journal, geometry, relinker))
+                Ok(Link::new(Some(stream), *journal, geometry, relinker))
             }
             Self::Resumed(remains, standing) => {
                 let mut socket = remains.socket.map(StdStream::from);
