@@ -9,7 +9,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cinder_nbd::lun::{Lun, LunSpec};
@@ -106,7 +106,7 @@ struct Counts {
     steady: Vec<(String, u64)>,
 }
 
-fn exercise(socket: &PathBuf) -> Counts {
+fn exercise(socket: &Path) -> Counts {
     let mut client = connect(socket);
     let opening = ALLOCATIONS.load(Ordering::SeqCst);
     let mut steady = Vec::new();

@@ -133,7 +133,7 @@ fn a_device_grows_under_a_mounted_filesystem_and_its_writer_sees_no_error() {
     let medium = Medium::new(96 * MIB);
     let found = Arc::new(AtomicU64::new(0));
     let open = {
-        let (medium, found) = (medium.clone(), Arc::clone(&found));
+        let found = Arc::clone(&found);
         move |_| {
             let mut backend = Growing::new(medium.open(), |geometry| {
                 geometry.size_bytes = bytes(48 * MIB);

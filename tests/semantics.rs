@@ -1,7 +1,5 @@
 //! `docs/semantics.md` against the sources: every test and constant that it names exists as it is named.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 
 /// `path/of/a/file.rs::name` in backticks; a name with a space is a piece of the source, another one a function.

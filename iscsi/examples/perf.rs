@@ -97,7 +97,7 @@ impl Load {
         let mut nexus = Nexus::open(NexusParams::new(session, lun)?).await?;
         let info = probe(&mut nexus, options.lun).await?;
         let block = info.capacity.block_length.bytes();
-        if options.bytes == 0 || options.bytes % block != 0 {
+        if options.bytes == 0 || !options.bytes.is_multiple_of(block) {
             return Err(
                 format!("--bytes must be a multiple of {block}, the unit's block size").into(),
             );
@@ -173,6 +173,10 @@ impl Load {
     }
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what the example is for"
+)]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run().await {

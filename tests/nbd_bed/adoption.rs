@@ -319,7 +319,11 @@ impl Backend for FileBackend {
             Operation::Write { data, .. } => {
                 self.medium.write_all_at(&data, request.offset).unwrap();
             }
-            _ => {}
+            Operation::Flush
+            | Operation::Trim { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Cache { .. }
+            | Operation::BlockStatus { .. } => {}
         }
         Poll::Ready(Completion {
             token: request.token,
