@@ -547,9 +547,20 @@ fn take_lock(state_dir: &Path) -> Result<File, Error> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| Error::file("opening", &path, error))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::SecondDaemon { path }),
-        Err(error) => Err(Error::file("locking", path, error.into())),
+    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::SecondDaemon { path }),
+            Err(error) => return Err(Error::file("locking", path, error.into())),
+        }
     }
 }
+
+/// A predecessor that was killed may have a child between its fork and its exec, which holds the lock a moment longer.
+/// Chosen freely, any value above the time of an exec works.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);

@@ -254,8 +254,8 @@ fn a_device_that_grows_takes_requests_up_to_its_new_end_and_never_shrinks() {
     let mut machine = Transmission::new(&geometry(), SIMPLE);
     refused(&mut machine, request(command::READ, 0, old, 512), 22);
     machine.grow(old + 512);
-    submitted(step(&mut machine, request(command::READ, 0, old, 512)));
     refused(&mut machine, request(command::READ, 0, old, 1024), 22);
+    submitted(step(&mut machine, request(command::READ, 0, old, 512)));
     machine.grow(512);
     submitted(step(&mut machine, request(command::READ, 0, old, 512)));
 }
