@@ -22,9 +22,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    // Before anything is opened: a number that is passed over must not have become something else.
-    let inherited = inherited::take();
     let arguments = Arguments::parse();
+    // Before anything is opened: a number that is passed over must not have become something else. What an export was
+    // passed are its sockets, and it takes them itself.
+    let inherited = if matches!(arguments.verb, Verb::Daemon) {
+        inherited::take()
+    } else {
+        Vec::new()
+    };
     let is_daemon = matches!(arguments.verb, Verb::Daemon | Verb::Supervise);
     telemetry::start(if is_daemon {
         Speaker::Daemon
@@ -65,7 +70,6 @@ const VOLUMES_PATIENCE: Duration = Duration::from_secs(20);
 const BLOCKING_PATIENCE: Duration = Duration::from_secs(2);
 
 async fn daemon(config: &Config, inherited: Vec<Inherited>) -> anyhow::Result<()> {
-    nbd::prepare_process();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -73,6 +77,8 @@ async fn daemon(config: &Config, inherited: Vec<Inherited>) -> anyhow::Result<()
     let cloud = Arc::new(ConfiguredCloud::new(config.cloud.clone()));
     let host = Arc::new(Host::new(holder.clone(), inherited));
     let (engine, running) = Engine::start(Settings::try_from(config)?, cloud, host)?;
+    // Nothing of the engine has run yet. A daemon that cannot start has one line to say, and not also what it lacks.
+    nbd::prepare_process();
     let shutdown = CancellationToken::new();
     let mut parting = Parting::LeaveUsed;
     let served = match faces(config, &engine, &shutdown) {

@@ -343,7 +343,9 @@ impl Handshake {
                 self.reply(option, reply::ERR_INVALID, b"this option has no data");
             }
             option::LIST => {
-                let server = string(self.terms.name.as_bytes());
+                // proto.md: NBD_REP_SERVER, the name and then words for people.
+                let mut server = string(self.terms.name.as_bytes());
+                server.extend_from_slice(self.terms.description.as_bytes());
                 self.reply(header.option, reply::SERVER, &server);
                 self.reply(header.option, reply::ACK, &[]);
             }

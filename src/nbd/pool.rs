@@ -44,6 +44,8 @@ impl Pool {
         let wanted = length.next_power_of_two().max(CLASS_BYTES_MIN);
         let Some(mut buffer) = class_of(wanted).and_then(|class| self.classes[class].pop()) else {
             let mut buffer = BytesMut::zeroed(wanted);
+            // From the first on it can be shared: later it is frozen, shared and taken back without an allocation.
+            drop(buffer.split_off(wanted));
             buffer.truncate(length);
             return buffer;
         };

@@ -562,5 +562,5 @@ fn take_lock(state_dir: &Path) -> Result<File, Error> {
 
 /// A predecessor that was killed may have a child between its fork and its exec, which holds the lock a moment longer.
 /// Chosen freely, any value above the time of an exec works.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);

@@ -119,7 +119,7 @@ impl Export {
     /// The port of one that listens on TCP.
     pub(crate) fn port(&self) -> &str {
         let (_, rest) = self.uri.rsplit_once(':').unwrap();
-        rest.trim_end_matches(|c: char| !c.is_ascii_digit())
+        rest.split('/').next().unwrap()
     }
 
     /// SIGTERM, and what the export printed until it ended.

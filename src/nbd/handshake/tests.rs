@@ -189,7 +189,11 @@ fn list_names_the_default_export_and_opens_nothing() {
     assert_eq!(
         heard.output,
         replies(&[
-            (option::LIST, reply::SERVER, &[0; 4]),
+            (
+                option::LIST,
+                reply::SERVER,
+                b"\0\0\0\0block device served by cinder-nbd"
+            ),
             (option::LIST, reply::ACK, b"")
         ])
     );
@@ -426,7 +430,7 @@ fn an_export_with_a_name_is_found_by_it_and_by_none() {
         assert_eq!(
             heard.output,
             replies(&[
-                (option::LIST, reply::SERVER, b"\0\0\0\x05disk1"),
+                (option::LIST, reply::SERVER, b"\0\0\0\x05disk1a disk"),
                 (option::LIST, reply::ACK, b""),
                 (option::GO, reply::INFO, EXPORT_INFO),
                 (option::GO, reply::INFO, BLOCK_INFO),
@@ -521,7 +525,11 @@ fn after_tls_the_handshake_goes_on_and_tls_is_not_begun_again() {
         machine.poll_output(),
         replies(&[
             (option::STARTTLS, reply::ERR_INVALID, b"TLS is on already"),
-            (option::LIST, reply::SERVER, &[0; 4]),
+            (
+                option::LIST,
+                reply::SERVER,
+                b"\0\0\0\0block device served by cinder-nbd"
+            ),
             (option::LIST, reply::ACK, b""),
             (option::STRUCTURED_REPLY, reply::ACK, b""),
         ])
