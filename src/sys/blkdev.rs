@@ -72,6 +72,34 @@ pub fn drop_cache(file: &File) -> io::Result<()> {
     flush_buffers(file)
 }
 
+/// Takes back what somebody told the kernel of this device: that nobody may write to it.
+///
+/// # Errors
+/// The device cannot be opened, or this is no block device; `CAP_SYS_ADMIN` is missing.
+pub fn allow_writes(path: &Path) -> io::Result<()> {
+    set_read_only(&File::open(path)?, 0)
+}
+
+/// `BLKROSET` (linux/fs.h): `_IO(0x12, 93)`.
+const BLKROSET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 93);
+
+#[expect(
+    unsafe_code,
+    reason = "rustix has no wrapper for BLKROSET, and sysfs shows `ro` but takes none"
+)]
+fn set_read_only(file: &File, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: BLKROSET takes a pointer to one int, which `Setter` gives it and keeps alive for the call, and writes no
+    // memory of ours; on a file that is no block device the kernel answers ENOTTY. The descriptor is borrowed for the
+    // whole call.
+    unsafe {
+        rustix::ioctl::ioctl(
+            file,
+            rustix::ioctl::Setter::<BLKROSET, libc::c_int>::new(value),
+        )
+    }?;
+    Ok(())
+}
+
 fn exclusive_flag() -> i32 {
     i32::try_from(rustix::fs::OFlags::EXCL.bits()).expect("O_EXCL is a small constant")
 }

@@ -9,6 +9,8 @@
 //!    from those of the device, and show the smaller one.
 //! 2. What would be wrong is compared after that, and refused; what would only be slow is a line in the log.
 //!
+//! A used device also keeps what `blockdev --setro` told the kernel of it: a writable volume is made writable again.
+//!
 //! What a used device keeps and nobody can set is its limit for `WRITE_ZEROES` (from another server on the same
 //! number: we never offer it to the kernel). The lanes answer `WRITE_ZEROES` all the same, see `transmission`.
 
@@ -18,6 +20,7 @@ use crate::block::Geometry;
 use crate::nbd::Error;
 use crate::nbd::transmission::payload_bytes_max;
 use crate::nbd::wire::{transmission_flag, transmission_flags};
+use crate::sys::blkdev;
 
 use super::path_of;
 use super::sysfs::Sysfs;
@@ -62,6 +65,12 @@ fn tune_at(
     let block = sysfs.read("queue/logical_block_size");
     check("blocks of", block, geometry.block_bytes.to_string())?;
     check("the backend", sysfs.read("backend"), identifier.to_owned())?;
+    if !geometry.read_only
+        && sysfs.read("ro").as_deref() == Some("1")
+        && let Err(error) = blkdev::allow_writes(device)
+    {
+        tracing::warn!("{} cannot be made writable: {error}", device.display());
+    }
     let read_only = u8::from(geometry.read_only).to_string();
     check("read-only as", sysfs.read("ro"), read_only)?;
 

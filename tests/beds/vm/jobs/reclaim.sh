@@ -8,7 +8,7 @@ cat >/tmp/bed.toml <<TOML
 runtime_dir = "/run/cinder-nbd"
 state_dir = "/var/lib/cinder-nbd"
 TOML
-memory() { sed -n "s/^$1: *\([0-9]*\) kB/\1/p" "${2:-/proc/meminfo}"; }
+memory() { sed -n "s/^$1:[[:space:]]*\([0-9]*\) kB/\1/p" "${2:-/proc/meminfo}"; }
 echo "memory: $(memory MemTotal) kB in all, $(memory MemAvailable) kB to be had"
 
 cinder-nbd --config /tmp/bed.toml daemon >"$OUT/daemon.log" 2>&1 &
