@@ -1,7 +1,7 @@
 //! What asks a backend for I/O, as a lane sees it: NBD connections today, another interface of the kernel tomorrow.
 //!
 //! A room of its own because the lane must not know who asks, as it does not know who serves (`block::Backend`).
-//! Read before changing: `lane.rs`, which drives it; `connection.rs`, which is one.
+//! Read before changing: `lane.rs`, which drives it; `connection.rs` and `link.rs`, which are two.
 //!
 //! Invariants:
 //! 1. No task, thread, channel or lock: whoever polls the front drives it.

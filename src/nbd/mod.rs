@@ -9,13 +9,13 @@
 //!  endpoint  \                 |
 //!  handshake   \               |
 //!               lane (one thread, one front, one backend)
-//!                 |
-//!             connection (a front)
-//!             |      |      \
-//!    transmission  stream   pool
-//!        reply      (tls)
-//!             |
-//!            wire
+//!               /   \
+//!   connection (a client's)   link (the kernel's)      two fronts
+//!         stream (tls)          journal
+//!                \             /
+//!           transmission, reply, pool
+//!                     |
+//!                    wire
 //! ```
 
 mod connection;
