@@ -35,7 +35,6 @@ use super::pool::Pool;
 use super::stream::Stream;
 use super::transmission::{
     Accepted, Agreed, Command, Next, REQUESTS_MAX, Reply, Step, Transmission, Violation,
-    ZERO_FILL_BYTES,
 };
 
 /// Bytes read ahead of parsing: 2,300 requests without payload, or fifteen writes of 4 KiB.
@@ -83,7 +82,6 @@ pub(super) struct Connection<S> {
     /// Bytes of the first reply that are sent already.
     sent: usize,
     pool: Pool,
-    zeroes: Bytes,
     /// The input holds a request that cannot be taken now.
     stalled: bool,
     /// The stream may keep bytes of ours back.
@@ -161,7 +159,6 @@ impl<S: Stream> Connection<S> {
             replies: VecDeque::with_capacity(REPLIES_MAX + REQUESTS_MAX),
             sent: 0,
             pool: Pool::default(),
-            zeroes: Bytes::new(),
             stalled: false,
             is_unflushed: false,
             end: None,
@@ -276,10 +273,7 @@ impl<S: Stream> Connection<S> {
                 (offset, Operation::Write { data: payload, fua })
             }
             Command::ZeroFill { offset, len, fua } => {
-                if self.zeroes.len() < usize_of(len) {
-                    self.zeroes = Bytes::from(vec![0; usize_of(len.max(ZERO_FILL_BYTES))]);
-                }
-                let data = self.zeroes.slice(..usize_of(len));
+                let data = self.pool.zeroes(len);
                 (offset, Operation::Write { data, fua })
             }
             Command::Flush

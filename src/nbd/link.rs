@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -51,9 +51,7 @@ use super::front::Front;
 use super::journal::{Journal, SLOTS, now_s};
 use super::pool::Pool;
 use super::reply::Reply;
-use super::transmission::{
-    Accepted, Agreed, Command, Next, REQUESTS_MAX, Step, Transmission, ZERO_FILL_BYTES,
-};
+use super::transmission::{Accepted, Agreed, Command, Next, REQUESTS_MAX, Step, Transmission};
 use super::wire::{REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, simple_reply};
 
 use self::replay::Replay;
@@ -107,7 +105,6 @@ pub(super) struct Link {
     sent: usize,
     replay: Replay,
     pool: Pool,
-    zeroes: Bytes,
     /// The input holds a request that cannot be taken now.
     stalled: bool,
     leaving: bool,
@@ -245,7 +242,6 @@ impl Link {
             sent: 0,
             replay: Replay::default(),
             pool: reserved(),
-            zeroes: Bytes::new(),
             stalled: false,
             leaving: false,
             end: None,
@@ -452,10 +448,7 @@ impl Link {
                 (offset, Operation::Write { data, fua })
             }
             Command::ZeroFill { offset, len, fua } => {
-                if self.zeroes.len() < narrow(len) {
-                    self.zeroes = Bytes::from(vec![0; narrow(len.max(ZERO_FILL_BYTES))]);
-                }
-                let data = self.zeroes.slice(..narrow(len));
+                let data = self.pool.zeroes(len);
                 (offset, Operation::Write { data, fua })
             }
             Command::Flush

@@ -10,7 +10,9 @@
 //! Costs: a buffer that is given out longer than it last was has its tail zeroed; equal lengths, which is the rule on
 //! a block device, cost nothing.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+
+use super::transmission::ZERO_FILL_BYTES;
 
 /// Idle bytes; a lane's bytes under way are limited to the same.
 const KEPT_BYTES_MAX: usize = 32 << 20;
@@ -24,6 +26,8 @@ const CLASSES: usize = 14;
 pub(super) struct Pool {
     classes: [Vec<BytesMut>; CLASSES],
     kept_bytes: usize,
+    /// Made when they are first asked for.
+    zeroes: Bytes,
 }
 
 impl Pool {
@@ -54,6 +58,15 @@ impl Pool {
         buffer
     }
 
+    /// Zeroes to be written, so many bytes; all share one piece of memory.
+    pub(super) fn zeroes(&mut self, length: u32) -> Bytes {
+        let wanted = usize_of(length);
+        if self.zeroes.len() < wanted {
+            self.zeroes = Bytes::from(vec![0; usize_of(length.max(ZERO_FILL_BYTES))]);
+        }
+        self.zeroes.slice(..wanted)
+    }
+
     /// Takes a buffer back; one that is odd, or one too many, is freed.
     pub(super) fn put(&mut self, buffer: BytesMut) {
         let capacity = buffer.capacity();
@@ -71,6 +84,10 @@ fn class_of(capacity: usize) -> Option<usize> {
     let smallest = CLASS_BYTES_MIN.ilog2();
     let class = usize::try_from(capacity.ilog2().checked_sub(smallest)?).ok()?;
     (class < CLASSES).then_some(class)
+}
+
+fn usize_of(length: u32) -> usize {
+    usize::try_from(length).expect("the daemon runs on machines of 32 bits and more")
 }
 
 #[cfg(test)]
