@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{DigestPolicy, IscsiName, Portal};
 
-use crate::volume::SizeGib;
+use crate::volume::{Elsewhere, SizeGib};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -138,6 +138,13 @@ pub struct Attach {
     /// Attach without the right to write
     #[arg(long)]
     pub read_only: bool,
+    /// Attach beside other hosts that write, for what is made to be shared; needs a multiattach volume
+    #[arg(long, conflicts_with_all = ["portal", "target", "lun", "read_only"])]
+    pub raw: bool,
+    /// If it is attached elsewhere: refuse, wait=SECONDS, take (fenced first) or take-without-fence [default: the
+    /// volume's, else the configuration's, else refuse]
+    #[arg(long, value_name = "ANSWER", conflicts_with_all = ["portal", "target", "lun"])]
+    pub elsewhere: Option<Elsewhere>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
