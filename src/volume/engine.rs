@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::address::Addresses;
 use super::cloud::Cloud;
 use super::context::Context;
+use super::doctor::{self, Finding};
 use super::error::{Error, line};
 use super::journal::{Entry, Record, Store};
 use super::outside::Outside;
@@ -259,6 +260,14 @@ impl Engine {
             name: name.to_owned(),
         })?;
         Ok(view_of(name, &volume))
+    }
+
+    /// What is left over of us, beside what the daemon itself goes on with; removed if that is wished.
+    ///
+    /// # Errors
+    /// A directory of ours or the kernel cannot be asked.
+    pub async fn doctor(&self, is_repaired: bool) -> Result<Vec<Finding>, Error> {
+        doctor::examine(&self.cx, true, is_repaired).await
     }
 
     /// The daemon in figures.

@@ -61,6 +61,10 @@ struct Inner {
     calls: Vec<String>,
     failing: BTreeSet<&'static str>,
     gates: BTreeMap<&'static str, Arc<Notify>>,
+    /// Calls that are done, and then fail.
+    unanswered: BTreeSet<&'static str>,
+    /// Gates for one volume alone, by its id.
+    own_gates: BTreeMap<(&'static str, String), Arc<Notify>>,
     volumes: Vec<Volume>,
     attachments: BTreeMap<String, Row>,
     lives: BTreeMap<&'static str, u64>,
@@ -105,9 +109,38 @@ impl World {
         self.inner().failing.insert(call);
     }
 
+    /// From now on this call is done, and its answer is lost.
+    pub(crate) fn lose_answer(&self, call: &'static str) {
+        self.inner().unanswered.insert(call);
+    }
+
     /// All calls succeed again.
     pub(crate) fn heal(&self) {
-        self.inner().failing.clear();
+        let mut inner = self.inner();
+        inner.failing.clear();
+        inner.unanswered.clear();
+    }
+
+    /// As `gate`, for the volume of this name alone.
+    pub(crate) fn gate_for(&self, call: &'static str, name: &str) -> Arc<Notify> {
+        let gate = Arc::new(Notify::new());
+        let mut inner = self.inner();
+        let mut volumes = inner.volumes.iter();
+        let volume = volumes.find(|volume| volume.name.as_deref() == Some(name));
+        let id = volume.expect("a volume of the test").id.clone();
+        inner.own_gates.insert((call, id), Arc::clone(&gate));
+        gate
+    }
+
+    async fn pass(&self, call: &'static str, volume_id: &str) {
+        let gate = self
+            .inner()
+            .own_gates
+            .get(&(call, volume_id.to_owned()))
+            .cloned();
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
     }
 
     /// From now on this call waits until the gate is notified.
@@ -387,6 +420,26 @@ impl World {
         self.inner().mounts.clear();
     }
 
+    /// A device of ours of which no journal knows.
+    pub(crate) fn add_device(&self, identifier: &str, key: &str) -> PathBuf {
+        let mut inner = self.inner();
+        inner.numbers += 1;
+        let path = PathBuf::from(format!("/dev/nbd{}", inner.numbers));
+        let lun = FakeLun {
+            host: self.host,
+            key: key.to_owned(),
+            identifier: identifier.to_owned(),
+            is_served: false,
+        };
+        inner.devices.insert(path.clone(), lun);
+        path
+    }
+
+    pub(crate) fn add_mount(&self, at: &Path, device: &Path) {
+        let mounts = &mut self.inner().mounts;
+        mounts.insert(at.to_owned(), device.to_owned());
+    }
+
     pub(crate) fn mountpoints(&self) -> Vec<PathBuf> {
         self.inner().mounts.keys().cloned().collect()
     }
@@ -497,6 +550,9 @@ impl Cloud for World {
             volume.size = new.size;
             let volume = volume.clone();
             inner.lun_gib.insert(id, new.size);
+            if inner.unanswered.contains("create") {
+                return Err("the answer was lost".into());
+            }
             Ok(volume)
         })
     }
@@ -516,6 +572,7 @@ impl Cloud for World {
     fn reserve<'a>(&'a self, volume_id: &'a str, _: bool) -> BoxFuture<'a, Result<String, Cause>> {
         Box::pin(async move {
             self.enter("reserve").await?;
+            self.pass("reserve", volume_id).await;
             let mut inner = self.inner();
             let volume = inner.volumes.iter().find(|volume| volume.id == volume_id);
             let is_shared = volume.ok_or("no such volume")?.multiattach;
@@ -935,6 +992,15 @@ impl Platform for World {
             Ok(ours
                 .map(|(path, lun)| (path.clone(), lun.identifier.clone()))
                 .collect())
+        })
+    }
+
+    fn is_free<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+        Box::pin(async move {
+            self.enter("is_free").await?;
+            let inner = self.inner();
+            let is_mounted = inner.mounts.values().any(|mounted| mounted == device);
+            Ok(!is_mounted && inner.users.is_empty())
         })
     }
 

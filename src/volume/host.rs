@@ -216,6 +216,11 @@ impl Platform for Host {
         })
     }
 
+    fn is_free<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+        let device = device.to_owned();
+        blocking(move || blkdev::is_free(&device))
+    }
+
     fn mounts_below<'a>(
         &'a self,
         directory: &'a Path,
@@ -301,7 +306,7 @@ fn knock(device: &Path) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_at(&file, &mut block.0, 0).map(drop)
 }
 
-/// As O_DIRECT wants it: no block of a device is larger than a page.
+/// As `O_DIRECT` wants it: no block of a device is larger than a page.
 #[repr(align(4096))]
 struct Block([u8; 4096]);
 

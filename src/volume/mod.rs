@@ -15,6 +15,7 @@ mod attachment;
 mod blank;
 mod cloud;
 mod context;
+mod doctor;
 mod engine;
 mod error;
 mod fence;
@@ -46,6 +47,7 @@ use iscsi::proto::recovery::ReplacementTimeout;
 use crate::config::Config;
 
 pub use cloud::{Cloud, ConfiguredCloud};
+pub use doctor::{Finding, FindingKind, examine_alone};
 pub use engine::{Engine, Parting, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;

@@ -211,6 +211,10 @@ impl Outside {
         self.platform.devices().await
     }
 
+    pub(crate) async fn is_free(&self, device: &Path) -> Result<bool, Cause> {
+        self.platform.is_free(device).await
+    }
+
     pub(crate) async fn mounts_below(&self, directory: &Path) -> Result<Vec<PathBuf>, Cause> {
         self.platform.mounts_below(directory).await
     }

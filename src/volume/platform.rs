@@ -153,6 +153,9 @@ pub trait Platform: Debug + Send + Sync + 'static {
     /// The devices of any cinder-nbd that the kernel has: path and identifier.
     fn devices(&self) -> BoxFuture<'_, Result<Vec<(PathBuf, String)>, Cause>>;
 
+    /// Whether nobody holds the device: no mount, no exclusive opener.
+    fn is_free<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<bool, Cause>>;
+
     /// Where something is mounted beneath a directory, in our namespace.
     fn mounts_below<'a>(
         &'a self,

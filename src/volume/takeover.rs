@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use super::address::Address;
 use super::attachment::{self, is_fenced};
-use super::context::{ATTACHING, Context, FENCED, attaching};
+use super::context::{ATTACHING, Context, FENCED};
 use super::error::{Error, line};
 use super::journal::{Entry, Phase};
 use super::lanes::{LANES_MAX, control_of};

@@ -9,6 +9,9 @@ use super::platform::{Content, MountUser};
 use super::*;
 
 mod crash;
+mod doctor;
+mod elsewhere;
+mod life;
 mod restart;
 
 struct Bed {
@@ -46,9 +49,13 @@ impl Bed {
 }
 
 fn start(world: &World, directory: &Path) -> (Engine, Running) {
+    start_with(world, World::settings(directory))
+}
+
+fn start_with(world: &World, settings: Settings) -> (Engine, Running) {
     let world = world.living();
     let (cloud, platform) = (Arc::new(world.clone()), Arc::new(world));
-    Engine::start(World::settings(directory), cloud, platform).unwrap()
+    Engine::start(settings, cloud, platform).unwrap()
 }
 
 fn user() -> MountUser {

@@ -8,6 +8,7 @@
 //!  POST /v1/attach-static    StaticAttachRequest  -> View
 //!  POST /v1/detach           DetachRequest        -> {}
 //!  POST /v1/extend           ExtendRequest        -> View
+//!  POST /v1/doctor           DoctorRequest        -> [Finding]
 //! ```
 //!
 //! A failure is status 500 (400 when the request is not understood) with `{"error": "one line"}`.

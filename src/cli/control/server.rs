@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::wire::{AttachRequest, DetachRequest, ExtendRequest, Failure, StaticAttachRequest};
+use super::wire::{
+    AttachRequest, DetachRequest, DoctorRequest, ExtendRequest, Failure, StaticAttachRequest,
+};
 use crate::sys::listener;
 use crate::volume::{self, Engine, SizeGib, StaticTarget, line};
 
@@ -84,6 +86,7 @@ fn router(engine: Engine) -> Router {
         .route("/v1/attach-static", post(attach_static))
         .route("/v1/detach", post(detach))
         .route("/v1/extend", post(extend))
+        .route("/v1/doctor", post(doctor))
         .with_state(engine)
 }
 
@@ -132,6 +135,15 @@ async fn extend(State(engine): State<Engine>, body: Bytes) -> Response {
     respond(result.await)
 }
 
+async fn doctor(State(engine): State<Engine>, body: Bytes) -> Response {
+    let result = async {
+        let request: DoctorRequest = parse(&body)?;
+        let found = engine.doctor(request.repair).await;
+        found.map_err(|error| failed(&error))
+    };
+    respond(result.await)
+}
+
 async fn detach(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let request: DetachRequest = parse(&body)?;
@@ -146,7 +158,7 @@ async fn detach(State(engine): State<Engine>, body: Bytes) -> Response {
 /// An answer that is a failure.
 type Refusal = (StatusCode, String);
 
-fn failed(error: &crate::volume::Error) -> Refusal {
+fn failed(error: &volume::Error) -> Refusal {
     (StatusCode::INTERNAL_SERVER_ERROR, line(error))
 }
 

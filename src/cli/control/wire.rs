@@ -21,6 +21,14 @@ pub struct AttachRequest {
     pub elsewhere: Option<Elsewhere>,
 }
 
+/// Look for leftovers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DoctorRequest {
+    /// And remove them.
+    #[serde(default)]
+    pub repair: bool,
+}
+
 /// Make a volume larger.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExtendRequest {

@@ -326,55 +326,74 @@ impl Play {
             }
             life = self.begin(false, deaths.first().copied());
         }
-        match self.scenario {
-            Scenario::HandOver => {
-                life.recorder.is_armed.store(true, Ordering::SeqCst);
-                let recorder = Arc::clone(&life.recorder);
-                let stop = life
-                    .running
-                    .stop(Duration::from_secs(20), Parting::LeaveUsed);
-                tokio::select! {
-                    () = recorder.died.notified() => {}
-                    () = stop => {}
-                }
-                if !recorder.is_dead.load(Ordering::SeqCst) {
-                    self.world.kill();
-                }
-                self.note(&recorder);
-                life = self.recover(deaths, meanwhile).await;
-            }
-            Scenario::Restart => {
-                self.end(life).await;
-                self.seen.clear();
-                life = self.begin(true, deaths.first().copied());
-                if self.until_settled_or_dead(&life).await {
-                    self.end(life).await;
-                    life = self.recover(deaths, meanwhile).await;
-                } else {
-                    let seen = life.recorder.seen.lock().unwrap().clone();
-                    self.seen.push(seen);
-                }
-            }
-            _ => {
-                life.recorder.is_armed.store(true, Ordering::SeqCst);
-                let recorder = Arc::clone(&life.recorder);
-                let has_died = tokio::select! {
-                    () = recorder.died.notified() => true,
-                    ended = self.act(&life.engine) => {
-                        ended.unwrap_or_else(|error| panic!("{:?}: {}", self.scenario, line(&error)));
-                        false
-                    }
-                };
-                if has_died {
-                    self.end(life).await;
-                    life = self.recover(deaths, meanwhile).await;
-                } else {
-                    recorder.is_armed.store(false, Ordering::SeqCst);
-                    self.note(&recorder);
-                }
-            }
-        }
+        let life = match self.scenario {
+            Scenario::HandOver => self.play_hand_over(life, deaths, meanwhile).await,
+            Scenario::Restart => self.play_restart(life, deaths, meanwhile).await,
+            Scenario::Create
+            | Scenario::FirstMount
+            | Scenario::NextMount
+            | Scenario::MountGrown
+            | Scenario::Unmount
+            | Scenario::Attach
+            | Scenario::AttachStatic
+            | Scenario::Detach
+            | Scenario::Remove
+            | Scenario::ExtendMounted
+            | Scenario::ExtendAway
+            | Scenario::Take
+            | Scenario::TakeUnfenced
+            | Scenario::LostJournal => self.play_act(life, deaths, meanwhile).await,
+        };
         self.conclude(life, meanwhile).await;
+    }
+
+    async fn play_hand_over(&mut self, life: Life, deaths: &[usize], meanwhile: Meanwhile) -> Life {
+        life.recorder.is_armed.store(true, Ordering::SeqCst);
+        let recorder = Arc::clone(&life.recorder);
+        let stop = life
+            .running
+            .stop(Duration::from_secs(20), Parting::LeaveUsed);
+        tokio::select! {
+            () = recorder.died.notified() => {}
+            () = stop => {}
+        }
+        if !recorder.is_dead.load(Ordering::SeqCst) {
+            self.world.kill();
+        }
+        self.note(&recorder);
+        self.recover(deaths, meanwhile).await
+    }
+
+    async fn play_restart(&mut self, life: Life, deaths: &[usize], meanwhile: Meanwhile) -> Life {
+        self.end(life).await;
+        self.seen.clear();
+        let life = self.begin(true, deaths.first().copied());
+        if self.until_settled_or_dead(&life).await {
+            self.end(life).await;
+            return self.recover(deaths, meanwhile).await;
+        }
+        life.recorder.is_armed.store(false, Ordering::SeqCst);
+        self.note(&life.recorder);
+        life
+    }
+
+    async fn play_act(&mut self, life: Life, deaths: &[usize], meanwhile: Meanwhile) -> Life {
+        life.recorder.is_armed.store(true, Ordering::SeqCst);
+        let recorder = Arc::clone(&life.recorder);
+        let has_died = tokio::select! {
+            () = recorder.died.notified() => true,
+            ended = self.act(&life.engine) => {
+                ended.unwrap_or_else(|error| panic!("{:?}: {}", self.scenario, line(&error)));
+                false
+            }
+        };
+        if has_died {
+            self.end(life).await;
+            return self.recover(deaths, meanwhile).await;
+        }
+        recorder.is_armed.store(false, Ordering::SeqCst);
+        self.note(&recorder);
+        life
     }
 
     /// The processes after the first death; the last one lives.

@@ -179,7 +179,7 @@ impl Worker {
         Ok(())
     }
 
-    fn is_extending(&self) -> Option<u64> {
+    pub(super) fn is_extending(&self) -> Option<u64> {
         match self.record.as_ref()?.pending {
             Some(Pending::Extend { to_gib }) => Some(to_gib),
             Some(Pending::Create { .. } | Pending::Remove) | None => None,

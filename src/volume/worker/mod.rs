@@ -315,6 +315,8 @@ impl Worker {
     /// Sends the answer and keeps its error; false when nobody waits for it.
     fn answer<T>(&mut self, verb: &str, reply: Reply<T>, result: Result<T, Error>) -> bool {
         match &result {
+            // What goes on behind a call that ended well still has its reason.
+            Ok(_) if self.is_extending().is_some() => {}
             Ok(_) => self.last_error = None,
             Err(error) => {
                 let text = line(error);
