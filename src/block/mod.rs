@@ -11,6 +11,7 @@
 
 mod extent;
 
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
@@ -179,6 +180,12 @@ pub trait Backend {
     fn handle_growth(&mut self, size_bytes: u64) {
         let _ = size_bytes;
     }
+    /// What can be read when the backend has something to do, if it is one descriptor: for waiting awake.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// That descriptor was seen to be readable: the next poll need not wait for the reactor to say so.
+    fn handle_readable(&mut self) {}
     /// Flushes nothing, ends the backend in order (logout).
     fn close(self) -> impl Future<Output = ()> + Send;
 }

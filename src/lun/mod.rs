@@ -16,6 +16,7 @@ mod losses;
 mod machine;
 mod pace;
 
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -253,6 +254,14 @@ impl Backend for Lun {
         if size_bytes > self.geometry.size_bytes && self.machine.handle_growth(size_bytes) {
             self.geometry.size_bytes = size_bytes;
         }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.nexus.descriptor()
+    }
+
+    fn handle_readable(&mut self) {
+        self.nexus.handle_readable();
     }
 
     async fn close(self) {

@@ -21,6 +21,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -70,6 +71,8 @@ pub enum End {
 /// The connection.
 pub(super) struct Connection<S> {
     stream: S,
+    /// It was seen to be readable, which the reactor may not know yet.
+    is_readable: bool,
     machine: Transmission,
     input: Input,
     /// The write whose payload is being received.
@@ -138,6 +141,14 @@ impl<S: Stream> Front for Connection<S> {
         self.end.get_or_insert(End::Shutdown);
     }
 
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.descriptor()
+    }
+
+    fn handle_readable(&mut self) {
+        self.is_readable = true;
+    }
+
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if self.end.is_none() || !self.poll_drained(cx) {
             return Poll::Pending;
@@ -151,6 +162,7 @@ impl<S: Stream> Connection<S> {
     pub(super) fn new(stream: S, early: &[u8], geometry: &Geometry, agreed: Agreed) -> Self {
         Self {
             stream,
+            is_readable: false,
             machine: Transmission::new(geometry, agreed),
             input: Input::new(early),
             due: None,
@@ -191,7 +203,14 @@ impl<S: Stream> Connection<S> {
         let missing = payload.len();
         let room = self.input.room();
         let mut parts = [IoSliceMut::new(payload), IoSliceMut::new(room)];
-        let got = match self.stream.poll_read(cx, &mut parts) {
+        let mut read = Poll::Pending;
+        if std::mem::take(&mut self.is_readable) {
+            read = ready_of(self.stream.read(&mut parts));
+        }
+        if read.is_pending() {
+            read = self.stream.poll_read(cx, &mut parts);
+        }
+        let got = match read {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => return self.lose(End::Closed),
             Poll::Ready(Ok(got)) => got,
@@ -400,6 +419,14 @@ impl<S: Stream> Connection<S> {
             self.end,
             Some(End::Closed | End::Lost(_) | End::Violation(_))
         )
+    }
+}
+
+/// What was read at once, or nothing yet.
+fn ready_of(read: io::Result<usize>) -> Poll<io::Result<usize>> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        read => Poll::Ready(read),
     }
 }
 

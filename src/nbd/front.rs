@@ -8,6 +8,7 @@
 //! 2. Every request that `next_request` gave comes back once, in `complete` or in `give_back`.
 //! 3. The front bounds what is under way; a lane takes what it is given.
 
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use crate::block::{Completion, Request};
@@ -38,6 +39,12 @@ pub(super) trait Front {
 
     /// From now on nothing new is taken; what is under way is finished.
     fn stop(&mut self);
+
+    /// What can be read when its users have sent something, if it is one descriptor.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// That descriptor was seen to be readable: the next `poll_receive` need not wait for the reactor to say so.
+    fn handle_readable(&mut self);
 
     /// Ready when it has ended, or was stopped, and nothing is under way: then it is polled no more.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Self::End>;

@@ -28,6 +28,7 @@ use crate::block::{Backend, Operation, Request};
 
 use super::front::Front;
 use super::transmission::REQUESTS_MAX;
+use super::vigil::Vigil;
 
 /// Passes before others (timers, the shutdown) get their turn; chosen freely.
 const PASSES_MAX: usize = 32;
@@ -43,7 +44,12 @@ pub(super) async fn serve<F: Front, B: Backend>(
     backend: B,
     shutdown: &CancellationToken,
 ) -> F::End {
-    let mut lane = Lane { front, backend };
+    let mut lane = Lane {
+        front,
+        backend,
+        under_way: 0,
+        vigil: Vigil::new(),
+    };
     let end = lane.run(shutdown).await;
     lane.finish().await;
     end
@@ -52,6 +58,9 @@ pub(super) async fn serve<F: Front, B: Backend>(
 struct Lane<F, B> {
     front: F,
     backend: B,
+    /// Requests that the backend has.
+    under_way: usize,
+    vigil: Vigil,
 }
 
 impl<F: Front, B: Backend> Lane<F, B> {
@@ -102,11 +111,28 @@ impl<F: Front, B: Backend> Lane<F, B> {
                 return Poll::Ready(end);
             }
             if !moved {
+                if self.wait_awake() {
+                    continue;
+                }
                 return Poll::Pending;
             }
+            self.vigil.end();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether something came while we waited awake.
+    fn wait_awake(&mut self) -> bool {
+        let descriptors = [self.front.descriptor(), self.backend.descriptor()];
+        let [front, backend] = self.vigil.keep(self.under_way, descriptors);
+        if front {
+            self.front.handle_readable();
+        }
+        if backend {
+            self.backend.handle_readable();
+        }
+        front || backend
     }
 
     /// Hands the backend's completions to the front.
@@ -117,6 +143,7 @@ impl<F: Front, B: Backend> Lane<F, B> {
                 break;
             };
             moved = true;
+            self.under_way -= 1;
             self.front.complete(completion);
         }
         // Before anything else is received: who asks for more than there was has heard of it from us.
@@ -136,6 +163,7 @@ impl<F: Front, B: Backend> Lane<F, B> {
                 self.front.give_back(request);
                 break;
             }
+            self.under_way += 1;
             moved = true;
         }
         moved

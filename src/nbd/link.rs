@@ -30,6 +30,7 @@ mod resume;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -82,6 +83,8 @@ type Relinking = Pin<Box<dyn Future<Output = (io::Result<StdStream>, bool)> + Se
 pub(super) struct Link {
     /// `None` while a new one is being made.
     stream: Option<UnixStream>,
+    /// It was seen to be readable, which the reactor may not know yet.
+    is_readable: bool,
     relinking: Option<Relinking>,
     relinker: Arc<dyn Relinker>,
     relinks: u32,
@@ -202,6 +205,14 @@ impl Front for Link {
         self.leaving = true;
     }
 
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
+    }
+
+    fn handle_readable(&mut self) {
+        self.is_readable = true;
+    }
+
     fn poll_ended(&mut self, _cx: &mut Context<'_>) -> Poll<End> {
         if self.machine.in_flight() > usize::from(self.due.is_some() || self.waiting.is_some()) {
             return Poll::Pending;
@@ -226,6 +237,7 @@ impl Link {
     ) -> Self {
         Self {
             stream,
+            is_readable: false,
             relinking: None,
             relinker,
             relinks: 0,
@@ -258,10 +270,12 @@ impl Link {
             return false;
         };
         let outcome = loop {
-            match stream.poll_read_ready(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Err(error)) => break Err(error),
-                Poll::Ready(Ok(())) => {}
+            if !std::mem::take(&mut self.is_readable) {
+                match stream.poll_read_ready(cx) {
+                    Poll::Pending => return false,
+                    Poll::Ready(Err(error)) => break Err(error),
+                    Poll::Ready(Ok(())) => {}
+                }
             }
             match available(stream) {
                 Ok(0) => break Ok(0),
@@ -639,7 +653,7 @@ impl Link {
     }
 
     /// Takes in all that lies in a socket, and ends what came over it. Not believed: the kernel may have sent it anew.
-    fn take_in<F: std::os::fd::AsFd>(&mut self, socket: &F, is_believed: bool) {
+    fn take_in<F: AsFd>(&mut self, socket: &F, is_believed: bool) {
         self.journal.set_ending(is_believed);
         if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Both) {
             tracing::debug!("a socket cannot be shut down: {error}");

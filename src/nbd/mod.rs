@@ -8,7 +8,7 @@
 //!  export (strangers)      kernel (netlink, sysfs)
 //!  endpoint  \                 |
 //!  handshake   \               |
-//!               lane (one thread, one front, one backend)
+//!               lane (one thread, one front, one backend; vigil)
 //!               /   \
 //!   connection (a client's)   link (the kernel's)      two fronts
 //!         stream (tls)          journal
@@ -35,6 +35,7 @@ mod stream;
 mod thread;
 mod tls;
 pub mod transmission;
+mod vigil;
 pub mod wire;
 
 pub use connection::End;

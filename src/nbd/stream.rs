@@ -7,6 +7,7 @@
 //! 2. When nothing moved, the waker is registered.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -35,6 +36,15 @@ pub(super) trait Stream {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>>;
+
+    /// What can be read when bytes have come, if the stream keeps none of them back.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Reads as `poll_read`, and registers no waker: for who saw by the descriptor that there is something to read.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is nothing. Else the connection failed.
+    fn read(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
     /// Sends on what an earlier write left in buffers of the stream's own.
     ///
@@ -90,6 +100,14 @@ macro_rules! stream_socket {
             fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
                 Poll::Ready(Ok(()))
             }
+
+            fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+                Some(self.as_fd())
+            }
+
+            fn read(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+                Ok(rustix::io::readv(&*self, parts)?)
+            }
         }
     };
 }
@@ -127,6 +145,14 @@ impl Stream for Pipes {
                 return Poll::Ready(outcome);
             }
         }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.reader().as_fd())
+    }
+
+    fn read(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::readv(self.reader(), parts)?)
     }
 
     fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

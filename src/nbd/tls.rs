@@ -9,6 +9,7 @@
 //!    nothing more to write.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,6 +152,15 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for TlsStream<S> {
+    /// The session may hold bytes that are read already.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn read(&mut self, _parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,

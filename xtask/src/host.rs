@@ -113,10 +113,17 @@ pub(crate) async fn install(packages: &[&[&str]]) -> Result<()> {
 }
 
 async fn apt_install(packages: &[String], stage: &Stage) -> Result<()> {
-    apt(&["install", "-q", "-y", "--no-install-recommends"])
-        .args(packages)
-        .output(|line| stage.note(line))
-        .await?;
+    // What somebody else has put on this machine stays: where a package of ours would push it off, apt refuses.
+    apt(&[
+        "install",
+        "-q",
+        "-y",
+        "--no-install-recommends",
+        "--no-remove",
+    ])
+    .args(packages)
+    .output(|line| stage.note(line))
+    .await?;
     Ok(())
 }
 

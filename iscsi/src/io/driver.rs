@@ -17,6 +17,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future as _;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -336,6 +337,22 @@ impl<S: Stream> Driver<S> {
     /// Whether `take_event` has something to give.
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()
+    }
+
+    /// What can be read when the target has sent something: for an owner that looks for it before it goes to sleep.
+    /// `None` with several connections, and over a network that has no descriptors.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.lines[..] {
+            [Some(line)] => line.descriptor(),
+            _ => None,
+        }
+    }
+
+    /// The owner saw that `descriptor` can be read: the next poll reads without waiting for the reactor to say so.
+    pub fn handle_readable(&mut self) {
+        if let [Some(line)] = &mut self.lines[..] {
+            line.handle_readable();
+        }
     }
 
     /// How many connections are open.

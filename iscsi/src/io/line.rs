@@ -1,6 +1,7 @@
 //! One connection's wire: its stream, with what comes in and what goes out.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
 
 use super::Digests;
@@ -15,7 +16,7 @@ use super::Data;
 /// The wire of one connection in full feature phase.
 #[derive(Debug)]
 pub(super) struct Line<S> {
-    stream: S,
+    stream: Seen<S>,
     pub(super) receiver: Receiver,
     pub(super) transmitter: Transmitter,
 }
@@ -23,7 +24,10 @@ pub(super) struct Line<S> {
 impl<S: Stream> Line<S> {
     pub(super) fn new(stream: S, digests: Digests) -> Self {
         Self {
-            stream,
+            stream: Seen {
+                stream,
+                is_readable: false,
+            },
             receiver: Receiver::new(digests),
             transmitter: Transmitter::new(digests),
         }
@@ -47,6 +51,16 @@ impl<S: Stream> Line<S> {
         self.receiver.poll_read(&mut self.stream, cx, slots)
     }
 
+    /// What can be read when bytes have come, where there is such a thing.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.stream.descriptor()
+    }
+
+    /// The owner saw that the descriptor can be read.
+    pub(super) fn handle_readable(&mut self) {
+        self.stream.is_readable = true;
+    }
+
     /// A task is over and its buffer goes back to its owner: nothing refers to it any more.
     pub(super) fn forget(&mut self, completed: &Completed, data: &Data) {
         self.receiver.forget(completed.slot);
@@ -55,5 +69,36 @@ impl<S: Stream> Line<S> {
         {
             self.transmitter.forget(completed.slot, data);
         }
+    }
+}
+
+/// A stream of which the owner may know, before the reactor does, that it can be read.
+#[derive(Debug)]
+struct Seen<S> {
+    stream: S,
+    is_readable: bool,
+}
+
+impl<S: Stream> Stream for Seen<S> {
+    fn poll_read_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if std::mem::take(&mut self.is_readable) {
+            match self.stream.read_vectored(buffers) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+        self.stream.poll_read_vectored(cx, buffers)
+    }
+
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream.poll_write_vectored(cx, buffers)
     }
 }

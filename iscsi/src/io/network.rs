@@ -9,6 +9,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -55,6 +56,21 @@ pub trait Stream: fmt::Debug + Send + Unpin + 'static {
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>>;
+
+    /// What can be read when bytes have come, where there is such a thing.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Reads once into the buffers, in order, and arranges for no wake-up: for who saw by the descriptor that there is
+    /// something to read.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is nothing. Else the connection is broken.
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let _ = buffers;
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 /// The network of this host.
@@ -107,6 +123,14 @@ impl Stream for TcpStream {
                 return Poll::Ready(written);
             }
         }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::readv(&*self, buffers)?)
     }
 }
 

@@ -20,6 +20,7 @@
 //!
 //! Costs: a compare of two pointers and a load a turn.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -246,6 +247,14 @@ impl<B: Backend> Backend for Watched<B> {
 
     fn handle_growth(&mut self, size_bytes: u64) {
         self.backend.handle_growth(size_bytes);
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.descriptor()
+    }
+
+    fn handle_readable(&mut self) {
+        self.backend.handle_readable();
     }
 
     fn close(self) -> impl Future<Output = ()> + Send {

@@ -31,6 +31,7 @@ mod replay;
 
 use std::collections::VecDeque;
 use std::future::Future as _;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -293,6 +294,21 @@ impl<N: Network> Nexus<N> {
     pub fn cut_short(&mut self) {
         self.recovery.cut_short(now());
         self.timer = None;
+    }
+
+    /// As of `Driver`; `None` while there is no session.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.link {
+            Link::Up { driver, .. } => driver.descriptor(),
+            Link::Attempt { .. } | Link::Down => None,
+        }
+    }
+
+    /// As of `Driver`.
+    pub fn handle_readable(&mut self) {
+        if let Link::Up { driver, .. } = &mut self.link {
+            driver.handle_readable();
+        }
     }
 
     /// How many more commands `submit` takes now.
