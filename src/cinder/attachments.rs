@@ -176,35 +176,8 @@ impl Cinder {
 
     /// Who holds the volume, as far as a member of the project may know.
     pub(super) async fn attached_elsewhere(&self, volume: &Volume) -> Error {
-        let mut holders: Vec<Holder> = volume
-            .attachments
-            .iter()
-            .map(|attachment| Holder {
-                attachment_id: attachment.attachment_id.clone(),
-                status: "attached".to_owned(),
-                device: attachment.device.clone(),
-                host: attachment.host_name.clone(),
-                server_id: attachment.server_id.clone(),
-                since: attachment.attached_at.clone(),
-            })
-            .collect();
-        let known: BTreeSet<String> = holders
-            .iter()
-            .map(|holder| holder.attachment_id.clone())
-            .collect();
-        for row in self.rows(&volume.id).await.unwrap_or_default() {
-            if !known.contains(&row.id) {
-                holders.push(Holder {
-                    attachment_id: row.id,
-                    status: row.status,
-                    device: None,
-                    host: None,
-                    server_id: None,
-                    // Not completed: the volume's last change is when it was taken.
-                    since: row.attached_at.or_else(|| volume.updated_at.clone()),
-                });
-            }
-        }
+        let holders = self.holders_of(volume).await;
+        let holders = holders.unwrap_or_else(|_| completed(volume));
         let delete = match holders.first() {
             Some(holder) => format!(
                 "`openstack --os-volume-api-version 3.44 volume attachment delete {}`",
@@ -222,6 +195,29 @@ impl Cinder {
             holders,
             remedy,
         }
+    }
+
+    /// Its rows: what the volume says of the completed ones, and the others.
+    pub(super) async fn holders_of(&self, volume: &Volume) -> Result<Vec<Holder>, Error> {
+        let mut holders = completed(volume);
+        let known: BTreeSet<String> = holders
+            .iter()
+            .map(|holder| holder.attachment_id.clone())
+            .collect();
+        for row in self.rows(&volume.id).await? {
+            if !known.contains(&row.id) {
+                holders.push(Holder {
+                    attachment_id: row.id,
+                    status: row.status,
+                    device: None,
+                    host: None,
+                    server_id: None,
+                    // Not completed: the volume's last change is when it was taken.
+                    since: row.attached_at.or_else(|| volume.updated_at.clone()),
+                });
+            }
+        }
+        Ok(holders)
     }
 
     async fn rows(&self, volume_id: &str) -> Result<Vec<Row>, Error> {
@@ -287,6 +283,18 @@ impl Cinder {
             }
         }
     }
+}
+
+fn completed(volume: &Volume) -> Vec<Holder> {
+    let holder = |attachment: &super::model::VolumeAttachment| Holder {
+        attachment_id: attachment.attachment_id.clone(),
+        status: "attached".to_owned(),
+        device: attachment.device.clone(),
+        host: attachment.host_name.clone(),
+        server_id: attachment.server_id.clone(),
+        since: attachment.attached_at.clone(),
+    };
+    volume.attachments.iter().map(holder).collect()
 }
 
 fn mode(read_only: bool) -> &'static str {

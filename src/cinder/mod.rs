@@ -21,6 +21,7 @@ mod http;
 mod keystone;
 mod model;
 mod session;
+mod upkeep;
 mod volumes;
 
 use std::net::IpAddr;

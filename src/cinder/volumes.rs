@@ -190,7 +190,10 @@ impl Cinder {
             .map(|_| ())
     }
 
-    async fn list_filtered(&self, filter: &[(&str, &str)]) -> Result<Vec<Volume>, Error> {
+    pub(super) async fn list_filtered(
+        &self,
+        filter: &[(&str, &str)],
+    ) -> Result<Vec<Volume>, Error> {
         let mut volumes: Vec<Volume> = Vec::new();
         for _ in 0..PAGES_MAX {
             let marker = volumes.last().map(|volume| volume.id.clone());

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{DigestPolicy, IscsiName, Portal};
 
-use crate::volume::SizeGib;
+use crate::volume::{Elsewhere, SizeGib};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -62,6 +62,15 @@ pub enum Verb {
         after_help = "Examples:\n  cinder-nbd detach data1\n  cinder-nbd detach /dev/nbd0\n  cinder-nbd detach --all"
     )]
     Detach(Detach),
+    /// Look for what is left over of cinder-nbd, on this host and in the cloud, and remove it
+    #[command(
+        long_about = "Lists what is left over of this cinder-nbd: journal entries, attachments, reservations and tags in Cinder, \
+            devices of the kernel, mounts, directories, addresses. With --repair it is removed. What may be another host's, \
+            another daemon's or another program's is named and left alone, and so is what somebody uses. Works with and \
+            without a running daemon.",
+        after_help = "Examples:\n  cinder-nbd doctor\n  cinder-nbd doctor --repair --json"
+    )]
+    Doctor(Doctor),
     /// Serve a LUN as an NBD export; needs no root, no kernel module and no daemon
     #[command(
         long_about = "Serves a LUN as an NBD export, in the foreground, for any NBD client (qemu, nbdcopy, nbdkit, \
@@ -138,6 +147,13 @@ pub struct Attach {
     /// Attach without the right to write
     #[arg(long)]
     pub read_only: bool,
+    /// Attach beside other hosts that write, for what is made to be shared; needs a multiattach volume
+    #[arg(long, conflicts_with_all = ["portal", "target", "lun", "read_only"])]
+    pub raw: bool,
+    /// If it is attached elsewhere: refuse, wait=SECONDS, take (fenced first) or take-without-fence [default: the
+    /// volume's, else the configuration's, else refuse]
+    #[arg(long, value_name = "ANSWER", conflicts_with_all = ["portal", "target", "lun"])]
+    pub elsewhere: Option<Elsewhere>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
@@ -156,6 +172,17 @@ pub struct Detach {
     /// unwritten is lost; what the kernel knows as in use is never detached
     #[arg(long)]
     pub force: bool,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Remove what is left over
+    #[arg(long)]
+    pub repair: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
 }
 
 /// `export`.
@@ -373,6 +400,10 @@ mod tests {
             "discover --portal localhost".to_owned(),
             "list --json".to_owned(),
             "status --json".to_owned(),
+            "attach v1 --raw --elsewhere wait=30 --json".to_owned(),
+            "attach v1 --elsewhere take-without-fence".to_owned(),
+            "doctor".to_owned(),
+            "doctor --repair --json".to_owned(),
             "volume create v1 --size 1".to_owned(),
             "volume list --json".to_owned(),
             "volume show v1 --json".to_owned(),
@@ -411,6 +442,9 @@ mod tests {
             "discover".to_owned(),
             "detach".to_owned(),
             "detach v1 --all".to_owned(),
+            "attach v1 --elsewhere steal".to_owned(),
+            "attach v1 --raw --read-only".to_owned(),
+            "doctor v1".to_owned(),
             "supervise daemon".to_owned(),
             "volume create v1 --size 0".to_owned(),
             "volume create v1 --snapshot a --image b".to_owned(),

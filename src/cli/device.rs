@@ -16,6 +16,8 @@ pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<(
         volume,
         target,
         read_only,
+        raw,
+        elsewhere,
         show,
     } = options;
     let view: View = match (volume, target) {
@@ -24,7 +26,15 @@ pub(super) async fn attach(config: &Config, options: Attach) -> anyhow::Result<(
             let client = Client::connect(&config.control_socket).context(doing.clone())?;
             let _waiting = Waiting::new(doing.clone());
             client
-                .post("/v1/attach", &AttachRequest { volume, read_only })
+                .post(
+                    "/v1/attach",
+                    &AttachRequest {
+                        volume,
+                        read_only,
+                        raw,
+                        elsewhere,
+                    },
+                )
                 .await
                 .context(doing)?
         }

@@ -4,6 +4,7 @@
 //!  verb                          needs
 //!  attach detach list status     the daemon, through the control socket
 //!  volume create|list|show|...   the cloud
+//!  doctor                        the daemon, or else its lock; the cloud as far as it can be asked
 //!  export discover               a target; no daemon, no root, no kernel module
 //!  supervise                     nothing; it starts the daemon, again and again
 //!  daemon                        wired in `main.rs`: it joins rooms that do not know each other
@@ -20,6 +21,7 @@ pub mod control;
 mod cloud;
 mod device;
 mod discover;
+mod doctor;
 mod export;
 mod output;
 mod secret;
@@ -41,6 +43,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Verb::Detach(options) => device::detach(&Config::load_local(file)?, options).await,
         Verb::List(options) => device::list(&Config::load_local(file)?, options).await,
         Verb::Status(options) => device::status(&Config::load_local(file)?, options).await,
+        Verb::Doctor(options) => doctor::run(&Config::load(file)?, options).await,
         Verb::Export(options) => export::run(&Config::load_local(file)?, options).await,
         Verb::Discover(options) => discover::run(&Config::load_local(file)?, options).await,
         Verb::Volume(verb) => cloud::run(&Config::load(file)?, verb).await,

@@ -28,6 +28,7 @@ const KEYS: &[&str] = &[
     "data_digest",
     "default_size",
     "default_fstype",
+    "attached_elsewhere",
     "cloud",
 ];
 
@@ -94,6 +95,7 @@ struct RawFile {
     data_digest: Option<String>,
     default_size: Option<u64>,
     default_fstype: Option<String>,
+    attached_elsewhere: Option<String>,
     cloud: Option<toml::Table>,
 }
 
@@ -133,6 +135,9 @@ impl RawFile {
             data_digest: digest(self.data_digest.as_ref()).unwrap_or_default(),
             default_size: self.default_size.unwrap_or(1),
             default_fstype: self.default_fstype.unwrap_or_else(|| "ext4".to_owned()),
+            attached_elsewhere: self
+                .attached_elsewhere
+                .unwrap_or_else(|| "refuse".to_owned()),
             cloud: None,
         };
         let section = self.cloud.map(|table| CloudSection {

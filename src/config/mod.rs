@@ -61,6 +61,8 @@ pub struct Config {
     pub default_size: u64,
     /// Default `ext4`.
     pub default_fstype: String,
+    /// When a volume is attached elsewhere: refuse, wait=SECONDS, take or take-without-fence. Default refuse.
+    pub attached_elsewhere: String,
     /// The cloud; `None` when only static targets are used.
     pub cloud: Option<CloudConfig>,
 }

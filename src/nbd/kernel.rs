@@ -208,6 +208,15 @@ impl KernelDevice {
         Ok(found.first().copied())
     }
 
+    /// All connected devices whose identifier begins so: number and identifier. No nbd in this kernel is none.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn all(prefix: &str) -> Result<Vec<(u32, String)>, Error> {
+        let found = Sysfs::all(prefix);
+        found.map_err(|error| refusal("say which devices there are", error.into()))
+    }
+
     /// Disconnects what a process that is gone left behind under this identifier, if anything: its I/O fails, its
     /// users get errors. Blocks until the device is gone, or only its last users keep it.
     ///

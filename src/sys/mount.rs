@@ -165,6 +165,20 @@ pub fn mounted_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
         .find(|entry| entry.mountpoint == mountpoint))
 }
 
+/// Where something is mounted beneath a directory, in our namespace; what was mounted last comes first.
+///
+/// # Errors
+/// `/proc/self/mountinfo` cannot be read.
+pub fn below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = own_table()?
+        .into_iter()
+        .map(|entry| entry.mountpoint)
+        .filter(|at| at.starts_with(directory) && at != directory)
+        .collect();
+    found.reverse();
+    Ok(found)
+}
+
 /// Every mount of `device` that a process on this host sees, whichever namespace it lives in.
 ///
 /// # Errors

@@ -121,6 +121,13 @@ impl Addresses {
         remove(self.file(id)).await
     }
 
+    /// Attachments of which something is kept.
+    pub(crate) fn ids(&self) -> Vec<Uuid> {
+        let files = std::fs::read_dir(&self.directory).into_iter().flatten();
+        let names = files.filter_map(|file| file.ok()?.path().file_stem()?.to_str()?.parse().ok());
+        names.collect()
+    }
+
     fn file(&self, id: Uuid) -> PathBuf {
         self.directory.join(format!("{id}.json"))
     }

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
 use super::error::{Cause, Error};
-use crate::cinder::{Cinder, ConnectionInfo, Connector, NewVolume, Volume};
+use crate::cinder::{Cinder, ConnectionInfo, Connector, Holder, NewVolume, Volume};
 use crate::config::CloudConfig;
 
 /// Cinder as the engine uses it; the meaning of each call is that of `cinder::Cinder`.
@@ -58,11 +58,20 @@ pub trait Cloud: Debug + Send + Sync + 'static {
     /// Undo of all steps.
     fn delete_attachment<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>>;
 
-    /// Attachments of a volume: id and status.
-    fn attachments<'a>(
-        &'a self,
-        volume_id: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>>;
+    /// All rows of a volume, completed or not.
+    fn holders<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<Holder>, Cause>>;
+
+    /// All volumes of exactly this name.
+    fn named<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<Volume>, Cause>>;
+
+    /// All volumes of the project.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Volume>, Cause>>;
+
+    /// Ids of a volume's snapshots.
+    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<String>, Cause>>;
+
+    /// Makes a volume larger, attached or not, and waits until that is done; GiB.
+    fn extend<'a>(&'a self, volume_id: &'a str, gib: u64) -> BoxFuture<'a, Result<(), Cause>>;
 
     /// Adds or changes one key.
     fn set_metadata<'a>(
@@ -70,6 +79,13 @@ pub trait Cloud: Debug + Send + Sync + 'static {
         volume_id: &'a str,
         key: &'a str,
         value: &'a str,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Removes one key. Absent is done.
+    fn remove_metadata<'a>(
+        &'a self,
+        volume_id: &'a str,
+        key: &'a str,
     ) -> BoxFuture<'a, Result<(), Cause>>;
 }
 
@@ -171,11 +187,32 @@ impl Cloud for ConfiguredCloud {
         })
     }
 
-    fn attachments<'a>(
+    fn holders<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<Holder>, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.holders(volume_id).await?) })
+    }
+
+    fn named<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<Volume>, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.named(name).await?) })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Volume>, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.list().await?) })
+    }
+
+    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<String>, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.snapshot_ids(volume_id).await?) })
+    }
+
+    fn extend<'a>(&'a self, volume_id: &'a str, gib: u64) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move { Ok(self.client().await?.extend(volume_id, gib).await?) })
+    }
+
+    fn remove_metadata<'a>(
         &'a self,
         volume_id: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>> {
-        Box::pin(async move { Ok(self.client().await?.attachments(volume_id).await?) })
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move { Ok(self.client().await?.remove_metadata(volume_id, key).await?) })
     }
 
     fn set_metadata<'a>(

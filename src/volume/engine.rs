@@ -23,12 +23,16 @@ use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::address::Addresses;
-use super::attachment::Context;
 use super::cloud::Cloud;
+use super::context::Context;
+use super::doctor::{self, Finding};
 use super::error::{Error, line};
 use super::journal::{Entry, Record, Store};
+use super::outside::Outside;
 use super::platform::Platform;
-use super::request::{CreateRequest, State, StaticTarget, Status, View, VolumeName};
+use super::request::{
+    AttachRequest, CreateRequest, SizeGib, State, StaticTarget, Status, View, VolumeName,
+};
 use super::worker::{Command, Finished, Reply, Worker};
 use super::{CREATED_BY, Settings};
 use crate::cinder::Volume;
@@ -84,21 +88,29 @@ impl Engine {
         cloud: Arc<dyn Cloud>,
         platform: Arc<dyn Platform>,
     ) -> Result<(Self, Running), Error> {
-        make_directory(&settings.runtime_dir)?;
-        make_directory(&settings.state_dir)?;
-        let lock = take_lock(&settings.state_dir)?;
-        let store = Store::open(&settings.state_dir)?;
-        let addresses = Addresses::open(&settings.runtime_dir)?;
-        let (records, entries) = store.load()?;
+        let lock = lock(&settings)?;
+        let cx = Arc::new(open(settings, cloud, platform)?);
+        Self::begin(cx, lock)
+    }
+
+    /// As `start`, with somebody who looks on.
+    #[cfg(test)]
+    pub(crate) fn start_watched(
+        settings: Settings,
+        cloud: Arc<dyn Cloud>,
+        platform: Arc<dyn Platform>,
+        witness: Arc<dyn super::outside::Witness>,
+    ) -> Result<(Self, Running), Error> {
+        let lock = lock(&settings)?;
+        let mut cx = open(settings, cloud, platform)?;
+        cx.out = cx.out.watched(Some(witness));
+        Self::begin(Arc::new(cx), lock)
+    }
+
+    fn begin(cx: Arc<Context>, lock: File) -> Result<(Self, Running), Error> {
+        let (records, entries) = cx.out.load()?;
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        platform.keep_only(&ids);
-        let cx = Arc::new(Context {
-            settings,
-            cloud,
-            platform,
-            store,
-            addresses,
-        });
+        cx.out.keep_only(&ids);
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
         let mut registry = Registry::new(Arc::clone(&cx));
         registry.restore(records, entries);
@@ -141,14 +153,23 @@ impl Engine {
     ///
     /// # Errors
     /// Any step failed; all before it was undone.
-    pub async fn attach(&self, asked: &str, read_only: bool) -> Result<View, Error> {
+    pub async fn attach(&self, asked: &str, request: AttachRequest) -> Result<View, Error> {
         let (name, volume) = self.resolve(asked).await?;
         self.ask(&name, |reply| Command::Attach {
             volume,
-            read_only,
+            request,
             reply,
         })
         .await
+    }
+
+    /// Makes a volume larger, by name or UUID: in Cinder, and, if it is here, the device and the mounted filesystem.
+    ///
+    /// # Errors
+    /// Smaller than it is, or a step failed; what Cinder has begun is gone on with.
+    pub async fn extend(&self, asked: &str, to: SizeGib) -> Result<View, Error> {
+        let (name, _) = self.resolve(asked).await?;
+        self.ask(&name, |reply| Command::Extend(to, reply)).await
     }
 
     /// Attaches a LUN that no cloud knows of.
@@ -241,13 +262,21 @@ impl Engine {
         Ok(view_of(name, &volume))
     }
 
+    /// What is left over of us, beside what the daemon itself goes on with; removed if that is wished.
+    ///
+    /// # Errors
+    /// A directory of ours or the kernel cannot be asked.
+    pub async fn doctor(&self, is_repaired: bool) -> Result<Vec<Finding>, Error> {
+        doctor::examine(&self.cx, true, is_repaired).await
+    }
+
     /// The daemon in figures.
     ///
     /// # Errors
     /// The daemon is stopping.
     pub async fn status(&self) -> Result<Status, Error> {
         let views = self.list().await?;
-        let kernel = match self.cx.platform.probe().await {
+        let kernel = match self.cx.out.probe().await {
             Ok(()) => "ready".to_owned(),
             Err(cause) => line(&*cause),
         };
@@ -257,7 +286,7 @@ impl Engine {
             uptime_s: self.started.elapsed().as_secs(),
             host: self.cx.settings.host.clone(),
             initiator_name: self.cx.settings.initiator_name.clone(),
-            cloud: self.cx.cloud.is_configured(),
+            cloud: self.cx.out.has_cloud(),
             kernel,
             volumes: views.len(),
             attached: views.iter().filter(|view| view.device.is_some()).count(),
@@ -295,10 +324,10 @@ impl Engine {
     }
 
     async fn find(&self, asked: &str) -> Result<Option<Volume>, Error> {
-        if !self.cx.cloud.is_configured() {
+        if !self.cx.out.has_cloud() {
             return Err(Error::NoCloud);
         }
-        let found = self.cx.cloud.find(asked).await;
+        let found = self.cx.out.find_volume(asked).await;
         found.map_err(|cause| Error::step(format!("asking Cinder for {asked}"), cause))
     }
 
@@ -318,6 +347,14 @@ impl Engine {
 }
 
 impl Running {
+    /// As a kill ends it: nothing is undone, nothing is said.
+    #[cfg(test)]
+    pub(crate) async fn die(self) {
+        self.task.abort();
+        // Aborted, as it was just told.
+        drop(self.task.await);
+    }
+
     /// Takes the volumes off this host, or leaves those in use, and ends. Busy volumes that are to be
     /// taken off get `patience`; then they are flushed and cut off.
     pub async fn stop(self, patience: Duration, parting: Parting) {
@@ -389,7 +426,7 @@ impl Registry {
             } else {
                 "will be undone"
             };
-            tracing::info!(volume = entry.volume, step = ?entry.step, "left of an earlier run; {plan}");
+            tracing::info!(volume = entry.volume, phase = ?entry.phase, "left of an earlier run; {plan}");
             left.entry(entry.volume.clone()).or_default().push(entry);
         }
         for record in records {
@@ -527,6 +564,29 @@ fn view_of(name: &str, volume: &Volume) -> View {
         created_by_us: volume.metadata.contains_key(CREATED_BY),
         ..View::default()
     }
+}
+
+/// One daemon, or one doctor, at a time.
+pub(super) fn lock(settings: &Settings) -> Result<File, Error> {
+    make_directory(&settings.runtime_dir)?;
+    make_directory(&settings.state_dir)?;
+    take_lock(&settings.state_dir)
+}
+
+/// The door, and who we are.
+pub(super) fn open(
+    settings: Settings,
+    cloud: Arc<dyn Cloud>,
+    platform: Arc<dyn Platform>,
+) -> Result<Context, Error> {
+    let store = Store::open(&settings.state_dir)?;
+    let installation = Store::installation(&settings.state_dir)?;
+    let addresses = Addresses::open(&settings.runtime_dir)?;
+    Ok(Context {
+        settings,
+        out: Outside::new(cloud, platform, store, addresses),
+        installation,
+    })
 }
 
 fn make_directory(path: &Path) -> Result<(), Error> {

@@ -67,6 +67,40 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// Another host, or another program, has the volume attached.
+    #[error("{name} is attached elsewhere: {by}; {remedy}")]
+    Elsewhere {
+        /// The volume.
+        name: String,
+        /// By whom, since when.
+        by: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The volume was to be taken from another host, and that host cannot be kept from writing.
+    #[error(
+        "{name} is not taken: its LUN cannot be fenced against its holder ({holder}); if that host is surely dead, \
+         'take-without-fence' takes it"
+    )]
+    NoFence {
+        /// The volume.
+        name: String,
+        /// Who has it.
+        holder: String,
+        /// Why not.
+        #[source]
+        source: Cause,
+    },
+    /// A deletion that would destroy more than was asked for.
+    #[error("{name} is not deleted: {why}; {remedy}")]
+    Guarded {
+        /// The volume.
+        name: String,
+        /// What stands against it.
+        why: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The volume is attached already, in a way that excludes what was asked.
     #[error("{name} is attached {mode} already; detach it first")]
     OtherMode {

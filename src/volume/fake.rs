@@ -19,23 +19,64 @@ use uuid::Uuid;
 
 use super::error::Cause;
 use super::platform::{
-    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release,
+    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release, Sizes,
 };
-use super::request::Fstype;
+use super::request::{Elsewhere, Fstype};
 use super::{CREATED_BY, Cloud, Settings};
-use crate::cinder::{ConnectionInfo, Connector, NewVolume, Volume};
+use crate::cinder::{ConnectionInfo, Connector, Holder, NewVolume, Volume, VolumeAttachment};
+use crate::lun::LunSpec;
 
 /// Cloud and host of one test.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct World(Arc<Mutex<Inner>>);
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    inner: Arc<Mutex<Inner>>,
+    /// The process that this handle belongs to: one that is dead does nothing any more.
+    life: u64,
+    /// Which host it is.
+    host: &'static str,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            inner: Arc::default(),
+            life: 0,
+            host: "testhost",
+        }
+    }
+}
+
+/// A row of an attachment.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) volume: String,
+    pub(crate) status: &'static str,
+    pub(crate) tag: Option<String>,
+    /// To whom it is exported.
+    pub(crate) host: Option<String>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     calls: Vec<String>,
     failing: BTreeSet<&'static str>,
     gates: BTreeMap<&'static str, Arc<Notify>>,
+    /// Calls that are done, and then fail.
+    unanswered: BTreeSet<&'static str>,
+    /// Gates for one volume alone, by its id.
+    own_gates: BTreeMap<(&'static str, String), Arc<Notify>>,
     volumes: Vec<Volume>,
-    attachments: BTreeMap<String, String>,
+    attachments: BTreeMap<String, Row>,
+    lives: BTreeMap<&'static str, u64>,
+    snapshots: BTreeMap<String, Vec<String>>,
+    /// LUNs that take writes of this host alone.
+    fences: BTreeMap<String, &'static str>,
+    no_reservations: bool,
+    /// Filesystems made on each LUN.
+    formatted: BTreeMap<String, u32>,
+    /// GiB that a volume's LUN and its filesystem have.
+    lun_gib: BTreeMap<String, u64>,
+    filesystem_gib: BTreeMap<String, u64>,
     numbers: u32,
     devices: BTreeMap<PathBuf, FakeLun>,
     contents: BTreeMap<String, Content>,
@@ -49,6 +90,7 @@ struct Inner {
 
 #[derive(Clone, Debug)]
 struct FakeLun {
+    host: &'static str,
     key: String,
     identifier: String,
     /// A process answers its I/O.
@@ -57,7 +99,9 @@ struct FakeLun {
 
 impl World {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().expect("no test panics while it holds this")
+        self.inner
+            .lock()
+            .expect("no test panics while it holds this")
     }
 
     /// From now on this call fails.
@@ -65,9 +109,38 @@ impl World {
         self.inner().failing.insert(call);
     }
 
+    /// From now on this call is done, and its answer is lost.
+    pub(crate) fn lose_answer(&self, call: &'static str) {
+        self.inner().unanswered.insert(call);
+    }
+
     /// All calls succeed again.
     pub(crate) fn heal(&self) {
-        self.inner().failing.clear();
+        let mut inner = self.inner();
+        inner.failing.clear();
+        inner.unanswered.clear();
+    }
+
+    /// As `gate`, for the volume of this name alone.
+    pub(crate) fn gate_for(&self, call: &'static str, name: &str) -> Arc<Notify> {
+        let gate = Arc::new(Notify::new());
+        let mut inner = self.inner();
+        let mut volumes = inner.volumes.iter();
+        let volume = volumes.find(|volume| volume.name.as_deref() == Some(name));
+        let id = volume.expect("a volume of the test").id.clone();
+        inner.own_gates.insert((call, id), Arc::clone(&gate));
+        gate
+    }
+
+    async fn pass(&self, call: &'static str, volume_id: &str) {
+        let gate = self
+            .inner()
+            .own_gates
+            .get(&(call, volume_id.to_owned()))
+            .cloned();
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
     }
 
     /// From now on this call waits until the gate is notified.
@@ -156,17 +229,45 @@ impl World {
             .insert(key.to_owned(), serial.to_owned());
     }
 
-    /// As a kill does: devices and mounts stay, but nobody serves them.
+    /// As a kill does: devices and mounts stay, but nobody serves them, and what the dead process was about is not done.
     pub(crate) fn kill(&self) {
-        for lun in self.inner().devices.values_mut() {
+        let mut inner = self.inner();
+        *inner.lives.entry(self.host).or_default() += 1;
+        let luns = inner.devices.values_mut();
+        for lun in luns.filter(|lun| lun.host == self.host) {
             lun.is_served = false;
         }
+    }
+
+    /// For the process that is alive.
+    pub(crate) fn living(&self) -> Self {
+        let life = self.inner().lives.get(self.host).copied();
+        Self {
+            life: life.unwrap_or_default(),
+            ..self.clone()
+        }
+    }
+
+    /// Another host beside the same cloud.
+    pub(crate) fn on(&self, host: &'static str) -> Self {
+        Self {
+            host,
+            ..self.clone()
+        }
+        .living()
+    }
+
+    fn is_dead(&self) -> bool {
+        let inner = self.inner();
+        inner.lives.get(self.host).copied().unwrap_or_default() != self.life
     }
 
     /// Whether there are devices, and each is served.
     pub(crate) fn all_served(&self) -> bool {
         let inner = self.inner();
-        !inner.devices.is_empty() && inner.devices.values().all(|lun| lun.is_served)
+        let mut ours = inner.devices.values().filter(|lun| lun.host == self.host);
+        let mut all = ours.clone();
+        ours.next().is_some() && all.all(|lun| lun.is_served)
     }
 
     /// The attachments for which held things were kept at the last start.
@@ -184,15 +285,159 @@ impl World {
         )
     }
 
+    /// The rows of a volume.
+    pub(crate) fn rows(&self, volume_id: &str) -> Vec<Row> {
+        let inner = self.inner();
+        let rows = inner.attachments.values();
+        rows.filter(|row| row.volume == volume_id)
+            .cloned()
+            .collect()
+    }
+
+    /// Puts a row there that is nobody's here.
+    pub(crate) fn add_row(&self, volume_id: &str, row: Row) -> String {
+        let mut inner = self.inner();
+        inner.numbers += 1;
+        let id = format!("attachment-{}", inner.numbers);
+        let row = Row {
+            volume: volume_id.to_owned(),
+            ..row
+        };
+        inner.attachments.insert(id.clone(), row);
+        id
+    }
+
+    pub(crate) fn drop_rows(&self, volume_id: &str) {
+        let rows = &mut self.inner().attachments;
+        rows.retain(|_, row| row.volume != volume_id);
+    }
+
+    pub(crate) fn set_multiattach(&self, id: &str) {
+        let mut inner = self.inner();
+        let mut volumes = inner.volumes.iter_mut();
+        let volume = volumes.find(|volume| volume.id == id);
+        volume.expect("a volume of the test").multiattach = true;
+    }
+
+    pub(crate) fn set_status(&self, id: &str, status: &str) {
+        let mut inner = self.inner();
+        let mut volumes = inner.volumes.iter_mut();
+        let volume = volumes.find(|volume| volume.id == id);
+        volume.expect("a volume of the test").status = status.to_owned();
+    }
+
+    pub(crate) fn set_snapshots(&self, id: &str, snapshots: &[&str]) {
+        let snapshots = snapshots.iter().map(|&id| id.to_owned()).collect();
+        self.inner().snapshots.insert(id.to_owned(), snapshots);
+    }
+
+    pub(crate) fn set_size(&self, id: &str, gib: u64) {
+        let mut inner = self.inner();
+        let mut volumes = inner.volumes.iter_mut();
+        let volume = volumes.find(|volume| volume.id == id);
+        volume.expect("a volume of the test").size = gib;
+    }
+
+    pub(crate) fn forbid_reservations(&self) {
+        self.inner().no_reservations = true;
+    }
+
+    /// Whom alone the volume's LUN takes writes of.
+    pub(crate) fn fenced_for(&self, volume_id: &str) -> Option<&'static str> {
+        self.inner().fences.get(volume_id).copied()
+    }
+
+    /// How often a filesystem was made on it.
+    pub(crate) fn formats(&self, volume_id: &str) -> u32 {
+        let inner = self.inner();
+        inner.formatted.get(volume_id).copied().unwrap_or_default()
+    }
+
+    /// GiB of LUN and filesystem.
+    pub(crate) fn grown(&self, volume_id: &str) -> (u64, u64) {
+        let inner = self.inner();
+        let of = |sizes: &BTreeMap<String, u64>| sizes.get(volume_id).copied().unwrap_or(1);
+        (of(&inner.lun_gib), of(&inner.filesystem_gib))
+    }
+
+    /// Whether a write of this host arrives: it has a device that is served, an export, and no fence against it.
+    pub(crate) fn can_write(&self, volume_id: &str) -> bool {
+        let inner = self.inner();
+        let mut luns = inner.devices.values();
+        let is_served =
+            luns.any(|lun| lun.host == self.host && lun.key == volume_id && lun.is_served);
+        let mut rows = inner.attachments.values();
+        let is_exported =
+            rows.any(|row| row.volume == volume_id && row.host.as_deref() == Some(self.host));
+        let fence = inner.fences.get(volume_id);
+        is_served && is_exported && fence.is_none_or(|host| *host == self.host)
+    }
+
+    /// Volumes as Cinder shows them: their state is that of their rows.
+    fn shown(inner: &Inner, volume: &Volume) -> Volume {
+        let mut volume = volume.clone();
+        let rows = inner.attachments.iter();
+        let rows: Vec<_> = rows.filter(|(_, row)| row.volume == volume.id).collect();
+        let order = ["attached", "attaching", "detaching", "reserved"];
+        let most = order
+            .iter()
+            .find(|status| rows.iter().any(|(_, row)| row.status == **status));
+        if volume.status == "available" {
+            volume.status = match most {
+                Some(&"attached") => "in-use",
+                Some(status) => status,
+                None => "available",
+            }
+            .to_owned();
+        }
+        let attached = rows.iter().filter(|(_, row)| row.status == "attached");
+        volume.attachments = attached
+            .map(|(id, row)| VolumeAttachment {
+                attachment_id: (*id).clone(),
+                host_name: None,
+                device: row.tag.clone(),
+                server_id: None,
+                attached_at: Some("2026-11-22T18:35:56Z".to_owned()),
+            })
+            .collect();
+        volume
+    }
+
     /// Forgets devices and mounts, as a reboot does.
     pub(crate) fn reboot(&self) {
+        *self.inner().lives.entry(self.host).or_default() += 1;
+        self.lose_devices();
+    }
+
+    /// As when somebody has disconnected them by hand.
+    pub(crate) fn lose_devices(&self) {
         let mut inner = self.inner();
-        inner.devices.clear();
+        inner.devices.retain(|_, lun| lun.host != self.host);
         inner.mounts.clear();
     }
 
     pub(crate) fn unmount_by_hand(&self) {
         self.inner().mounts.clear();
+    }
+
+    /// A device of ours of which no journal knows.
+    pub(crate) fn add_device(&self, identifier: &str, key: &str) -> PathBuf {
+        let mut inner = self.inner();
+        inner.numbers += 1;
+        let path = PathBuf::from(format!("/dev/nbd{}", inner.numbers));
+        let lun = FakeLun {
+            host: self.host,
+            key: key.to_owned(),
+            identifier: identifier.to_owned(),
+            is_served: false,
+        };
+        inner.devices.insert(path.clone(), lun);
+        path
+    }
+
+    pub(crate) fn add_mount(&self, at: &Path, device: &Path) {
+        let mounts = &mut self.inner().mounts;
+        mounts.insert(at.to_owned(), device.to_owned());
     }
 
     pub(crate) fn mountpoints(&self) -> Vec<PathBuf> {
@@ -228,12 +473,13 @@ impl World {
             data_digest: DigestPolicy::None,
             default_size: 1,
             default_fstype: Fstype::Ext4,
+            elsewhere: Elsewhere::Refuse,
         }
     }
 
     fn info_of(&self, attachment_id: &str) -> Result<ConnectionInfo, Cause> {
-        let volume = self.inner().attachments.get(attachment_id).cloned();
-        let volume = volume.ok_or("no such attachment")?;
+        let row = self.inner().attachments.get(attachment_id).cloned();
+        let volume = row.ok_or("no such attachment")?.volume;
         Ok(ConnectionInfo {
             target_portal: "127.0.0.1:3260".parse()?,
             target_iqn: format!("iqn.2026-11.example:{volume}").parse()?,
@@ -245,6 +491,9 @@ impl World {
     }
 
     async fn enter(&self, call: &'static str) -> Result<(), Cause> {
+        if self.is_dead() {
+            std::future::pending::<()>().await;
+        }
         let gate = {
             let mut inner = self.inner();
             inner.calls.push(call.to_owned());
@@ -252,6 +501,9 @@ impl World {
         };
         if let Some(gate) = gate {
             gate.notified().await;
+            if self.is_dead() {
+                std::future::pending::<()>().await;
+            }
         }
         if self.inner().failing.contains(call) {
             return Err(format!("{call} fails in this test").into());
@@ -277,7 +529,7 @@ impl Cloud for World {
                 .volumes
                 .iter()
                 .filter(|volume| volume.id == asked || volume.name.as_deref() == Some(asked));
-            let first = found.next().cloned();
+            let first = found.next().map(|volume| Self::shown(&inner, volume));
             if found.next().is_some() {
                 return Err(format!("several volumes are named {asked}").into());
             }
@@ -296,13 +548,22 @@ impl Cloud for World {
                 .find(|volume| volume.id == id)
                 .expect("just added");
             volume.size = new.size;
-            Ok(volume.clone())
+            let volume = volume.clone();
+            inner.lun_gib.insert(id, new.size);
+            if inner.unanswered.contains("create") {
+                return Err("the answer was lost".into());
+            }
+            Ok(volume)
         })
     }
 
     fn delete<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
         Box::pin(async move {
             self.enter("delete").await?;
+            let is_free = self.rows(volume_id).is_empty();
+            if !is_free {
+                return Err("it is attached".into());
+            }
             self.inner().volumes.retain(|volume| volume.id != volume_id);
             Ok(())
         })
@@ -311,13 +572,23 @@ impl Cloud for World {
     fn reserve<'a>(&'a self, volume_id: &'a str, _: bool) -> BoxFuture<'a, Result<String, Cause>> {
         Box::pin(async move {
             self.enter("reserve").await?;
+            self.pass("reserve", volume_id).await;
             let mut inner = self.inner();
-            if inner.attachments.values().any(|volume| volume == volume_id) {
+            let volume = inner.volumes.iter().find(|volume| volume.id == volume_id);
+            let is_shared = volume.ok_or("no such volume")?.multiattach;
+            let mut rows = inner.attachments.values();
+            if !is_shared && rows.any(|row| row.volume == volume_id) {
                 return Err("attached elsewhere".into());
             }
             inner.numbers += 1;
             let id = format!("attachment-{}", inner.numbers);
-            inner.attachments.insert(id.clone(), volume_id.to_owned());
+            let row = Row {
+                volume: volume_id.to_owned(),
+                status: "reserved",
+                tag: None,
+                host: None,
+            };
+            inner.attachments.insert(id.clone(), row);
             Ok(id)
         })
     }
@@ -331,8 +602,15 @@ impl Cloud for World {
             self.enter("connect_attachment").await?;
             assert_eq!(
                 (connector.host.as_str(), connector.ip.as_str()),
-                ("testhost", "192.0.2.7")
+                (self.host, "192.0.2.7")
             );
+            let mut inner = self.inner();
+            let row = inner.attachments.get_mut(attachment_id);
+            let row = row.ok_or("no such attachment")?;
+            row.status = "attaching";
+            row.host = Some(connector.host);
+            row.tag = Some(connector.mountpoint);
+            drop(inner);
             self.info_of(attachment_id)
         })
     }
@@ -347,31 +625,100 @@ impl Cloud for World {
         })
     }
 
-    fn complete<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
-        Box::pin(self.enter("complete"))
+    fn complete<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("complete").await?;
+            let mut inner = self.inner();
+            let row = inner.attachments.get_mut(id);
+            row.ok_or("no such attachment")?.status = "attached";
+            Ok(())
+        })
     }
 
     fn delete_attachment<'a>(&'a self, attachment_id: &'a str) -> BoxFuture<'a, Result<(), Cause>> {
         Box::pin(async move {
             self.enter("delete_attachment").await?;
             let mut inner = self.inner();
-            let volume = inner.attachments.remove(attachment_id);
-            let in_use = inner
-                .devices
-                .values()
-                .any(|lun| Some(&lun.key) == volume.as_ref());
-            assert!(!in_use, "an attachment was deleted beneath its device");
+            let Some(row) = inner.attachments.remove(attachment_id) else {
+                return Ok(());
+            };
+            let mut luns = inner.devices.values();
+            let of_own_host = row.host.as_deref() == Some(self.host);
+            let in_use = luns.any(|lun| lun.host == self.host && lun.key == row.volume);
+            assert!(
+                !(in_use && of_own_host),
+                "an attachment was deleted beneath its device"
+            );
             Ok(())
         })
     }
 
-    fn attachments<'a>(
-        &'a self,
-        _: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<(String, String)>, Cause>> {
+    fn holders<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<Holder>, Cause>> {
         Box::pin(async move {
-            self.enter("attachments").await?;
-            Ok(Vec::new())
+            self.enter("holders").await?;
+            let inner = self.inner();
+            let rows = inner.attachments.iter();
+            let rows = rows.filter(|(_, row)| row.volume == volume_id);
+            Ok(rows
+                .map(|(id, row)| Holder {
+                    attachment_id: id.clone(),
+                    status: row.status.to_owned(),
+                    device: row.tag.clone().filter(|_| row.status == "attached"),
+                    host: None,
+                    server_id: None,
+                    since: Some("2026-11-22T18:35:56Z".to_owned()),
+                })
+                .collect())
+        })
+    }
+
+    fn named<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<Volume>, Cause>> {
+        Box::pin(async move {
+            self.enter("named").await?;
+            let inner = self.inner();
+            let volumes = inner.volumes.iter();
+            let named = volumes.filter(|volume| volume.name.as_deref() == Some(name));
+            Ok(named.map(|volume| Self::shown(&inner, volume)).collect())
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Volume>, Cause>> {
+        Box::pin(async move {
+            self.enter("list").await?;
+            let inner = self.inner();
+            let volumes = inner.volumes.iter();
+            Ok(volumes.map(|volume| Self::shown(&inner, volume)).collect())
+        })
+    }
+
+    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<String>, Cause>> {
+        Box::pin(async move {
+            self.enter("snapshots").await?;
+            let found = self.inner().snapshots.get(volume_id).cloned();
+            Ok(found.unwrap_or_default())
+        })
+    }
+
+    fn extend<'a>(&'a self, volume_id: &'a str, gib: u64) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("extend").await?;
+            self.set_size(volume_id, gib);
+            Ok(())
+        })
+    }
+
+    fn remove_metadata<'a>(
+        &'a self,
+        volume_id: &'a str,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("remove_metadata").await?;
+            let is_there = self.volumes().iter().any(|volume| volume.id == volume_id);
+            if is_there {
+                self.mark(volume_id, key, None);
+            }
+            Ok(())
         })
     }
 
@@ -448,7 +795,11 @@ fn key_of(spec: &DeviceSpec) -> String {
         is_known_to_all,
         "what one lane lost, another does not hear of"
     );
-    let target = lanes[0].session.target_name.as_ref();
+    key_of_lun(&lanes[0])
+}
+
+fn key_of_lun(spec: &LunSpec) -> String {
+    let target = spec.session.target_name.as_ref();
     let target = target.expect("a target").to_string();
     target.trim_start_matches("iqn.2026-11.example:").to_owned()
 }
@@ -467,7 +818,15 @@ impl Platform for World {
             let mut inner = self.inner();
             inner.numbers += 1;
             let path = PathBuf::from(format!("/dev/nbd{}", inner.numbers));
+            let is_ours = |row: &Row| row.volume == key && row.host.as_deref() == Some(self.host);
+            let is_cloud = inner.volumes.iter().any(|volume| volume.id == key);
+            if is_cloud && !inner.attachments.values().any(is_ours) {
+                return Err("the target does not let us in".into());
+            }
+            let fence = inner.fences.get(&key);
+            assert_eq!(fence, None, "a device of a LUN that is fenced");
             let lun = FakeLun {
+                host: self.host,
                 key: key.clone(),
                 identifier: spec.identifier,
                 is_served: true,
@@ -488,7 +847,8 @@ impl Platform for World {
             self.enter("find_device").await?;
             let inner = self.inner();
             let mut devices = inner.devices.iter();
-            let found = devices.find(|(_, lun)| lun.identifier == identifier);
+            let found =
+                devices.find(|(_, lun)| lun.host == self.host && lun.identifier == identifier);
             Ok(found.map(|(path, _)| path.clone()))
         })
     }
@@ -502,6 +862,11 @@ impl Platform for World {
                 recorded.matches(&self.identity_of(&key))?;
             }
             let mut inner = self.inner();
+            let is_ours = |row: &Row| row.volume == key && row.host.as_deref() == Some(self.host);
+            let is_cloud = inner.volumes.iter().any(|volume| volume.id == key);
+            if is_cloud && !inner.attachments.values().any(is_ours) {
+                return Err("the target does not let us in".into());
+            }
             let mut devices = inner.devices.iter_mut();
             let (path, lun) = devices
                 .find(|(_, lun)| lun.identifier == spec.identifier)
@@ -545,9 +910,14 @@ impl Platform for World {
                 .expect("a device of the test")
                 .key
                 .clone();
-            inner
+            *inner.formatted.entry(key.clone()).or_default() += 1;
+            let gib = inner.lun_gib.get(&key).copied().unwrap_or(1);
+            inner.filesystem_gib.insert(key.clone(), gib);
+            let before = inner
                 .contents
                 .insert(key, Content::Filesystem(fstype.as_str().to_owned()));
+            let was_blank = before.is_none_or(|content| content == Content::Blank);
+            assert!(was_blank, "formatted what was not blank");
             Ok(())
         })
     }
@@ -564,6 +934,7 @@ impl Platform for World {
             self.enter("mount").await?;
             let mut inner = self.inner();
             inner.last_options = Some(options);
+            assert!(!inner.mounts.contains_key(mountpoint), "mounted twice");
             inner
                 .mounts
                 .insert(mountpoint.to_owned(), device.to_owned());
@@ -608,6 +979,119 @@ impl Platform for World {
 
     fn sync<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, Result<(), Cause>> {
         Box::pin(self.enter("sync"))
+    }
+
+    fn devices(&self) -> BoxFuture<'_, Result<Vec<(PathBuf, String)>, Cause>> {
+        Box::pin(async move {
+            self.enter("devices").await?;
+            let inner = self.inner();
+            let ours = inner
+                .devices
+                .iter()
+                .filter(|(_, lun)| lun.host == self.host);
+            Ok(ours
+                .map(|(path, lun)| (path.clone(), lun.identifier.clone()))
+                .collect())
+        })
+    }
+
+    fn is_free<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+        Box::pin(async move {
+            self.enter("is_free").await?;
+            let inner = self.inner();
+            let is_mounted = inner.mounts.values().any(|mounted| mounted == device);
+            Ok(!is_mounted && inner.users.is_empty())
+        })
+    }
+
+    fn mounts_below<'a>(&'a self, at: &'a Path) -> BoxFuture<'a, Result<Vec<PathBuf>, Cause>> {
+        Box::pin(async move {
+            self.enter("mounts_below").await?;
+            let mounts = self.mountpoints().into_iter();
+            Ok(mounts.filter(|mount| mount.starts_with(at)).collect())
+        })
+    }
+
+    fn fence(&self, spec: LunSpec, _: u64) -> BoxFuture<'_, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("fence").await?;
+            let mut inner = self.inner();
+            if inner.no_reservations {
+                return Err("PERSISTENT RESERVE OUT: invalid command operation code".into());
+            }
+            inner.fences.insert(key_of_lun(&spec), self.host);
+            Ok(())
+        })
+    }
+
+    fn unfence(&self, spec: LunSpec, _: u64) -> BoxFuture<'_, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("unfence").await?;
+            self.inner().fences.remove(&key_of_lun(&spec));
+            Ok(())
+        })
+    }
+
+    fn sizes<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: Option<&'a Path>,
+    ) -> BoxFuture<'a, Result<Sizes, Cause>> {
+        Box::pin(async move {
+            let inner = self.inner();
+            let lun = inner.devices.get(device).ok_or("no such device")?;
+            let of =
+                |sizes: &BTreeMap<String, u64>| sizes.get(&lun.key).copied().unwrap_or(1) << 30;
+            Ok(Sizes {
+                device: of(&inner.lun_gib),
+                filesystem: mountpoint.map(|_| of(&inner.filesystem_gib)),
+            })
+        })
+    }
+
+    fn grow_device<'a>(
+        &'a self,
+        device: &'a Path,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<u64, Cause>> {
+        Box::pin(async move {
+            self.enter("grow_device").await?;
+            let mut inner = self.inner();
+            let key = inner
+                .devices
+                .get(device)
+                .ok_or("no such device")?
+                .key
+                .clone();
+            let volume = inner.volumes.iter().find(|volume| volume.id == key);
+            let gib = volume.ok_or("no such volume")?.size;
+            assert!(gib << 30 >= bytes, "more than Cinder has given");
+            inner.lun_gib.insert(key, gib);
+            Ok(gib << 30)
+        })
+    }
+
+    fn grow_filesystem<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+        _: Fstype,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("grow_filesystem").await?;
+            let mut inner = self.inner();
+            let mounted = inner.mounts.get(mountpoint).map(PathBuf::as_path);
+            assert_eq!(mounted, Some(device), "grown where it is not mounted");
+            let key = inner
+                .devices
+                .get(device)
+                .ok_or("no such device")?
+                .key
+                .clone();
+            let gib = inner.lun_gib.get(&key).copied().unwrap_or(1);
+            inner.filesystem_gib.insert(key, gib);
+            Ok(())
+        })
     }
 
     fn reclaim<'a>(

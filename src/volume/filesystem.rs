@@ -60,6 +60,49 @@ pub(crate) async fn format(device: &Path, fstype: Fstype) -> Result<(), Cause> {
 /// A lazy mkfs writes some MiB a TiB; ten minutes is a target that has stopped.
 const FORMAT_TIMEOUT: Duration = Duration::from_mins(10);
 
+/// Makes the mounted filesystem as large as its device, while it is used.
+///
+/// # Errors
+/// The tool is missing, failed, or took longer than a growth does.
+pub(crate) async fn grow(device: &Path, mountpoint: &Path, fstype: Fstype) -> Result<(), Cause> {
+    let (tool, package, place) = match fstype {
+        Fstype::Ext4 => ("resize2fs", "e2fsprogs", device),
+    };
+    tracing::debug!(device = %device.display(), at = %mountpoint.display(), tool, "growing");
+    let mut command = tokio::process::Command::new(tool);
+    command
+        .arg(place)
+        .env("LC_ALL", "C")
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(GROW_TIMEOUT, command.output())
+        .await
+        .map_err(|_| Error::Invalid {
+            what: format!("{tool} did not end within {} s", GROW_TIMEOUT.as_secs()),
+        })?
+        .map_err(|error| Error::step(format!("running {tool} (package {package})"), error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Invalid {
+        what: format!("{tool} failed ({}): {}", output.status, said.trim()),
+    }
+    .into())
+}
+
+/// Growing writes a few blocks for each 128 MiB; ten minutes is a target that has stopped.
+const GROW_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// Bytes of what is mounted there. Blocks.
+///
+/// # Errors
+/// Nothing that can be asked is there.
+pub(crate) fn size_bytes(mountpoint: &Path) -> io::Result<u64> {
+    let all = rustix::fs::statvfs(mountpoint)?;
+    Ok(all.f_blocks.saturating_mul(all.f_frsize))
+}
+
 /// Makes the mountpoint and mounts; undoes the first when the second fails. Blocks.
 ///
 /// # Errors

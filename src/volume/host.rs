@@ -17,16 +17,16 @@ use uuid::Uuid;
 use super::error::{Cause, Error};
 use super::kept::{Keeping, Kept};
 use super::platform::{
-    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release,
+    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release, Sizes,
 };
 use super::request::Fstype;
-use super::{blank, filesystem};
+use super::{blank, fence, filesystem};
 use crate::block::Backend;
 use crate::lun::{Identity, Lun, LunSpec};
 use crate::nbd::{self, DeviceParams, KernelDevice};
 use crate::sys::inherited::Inherited;
-use crate::sys::mount;
 use crate::sys::notify::Notifier;
+use crate::sys::{blkdev, mount};
 
 /// The real platform.
 #[derive(Clone, Debug, Default)]
@@ -206,6 +206,68 @@ impl Platform for Host {
         blocking(move || mount::sync_filesystem(&at))
     }
 
+    fn devices(&self) -> BoxFuture<'_, Result<Vec<(PathBuf, String)>, Cause>> {
+        Box::pin(async {
+            let found = tokio::task::spawn_blocking(|| KernelDevice::all("cinder-nbd:")).await??;
+            let devices = found.into_iter();
+            Ok(devices
+                .map(|(index, identifier)| (PathBuf::from(format!("/dev/nbd{index}")), identifier))
+                .collect())
+        })
+    }
+
+    fn is_free<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+        let device = device.to_owned();
+        blocking(move || blkdev::is_free(&device))
+    }
+
+    fn mounts_below<'a>(
+        &'a self,
+        directory: &'a Path,
+    ) -> BoxFuture<'a, Result<Vec<PathBuf>, Cause>> {
+        let directory = directory.to_owned();
+        blocking(move || mount::below(&directory))
+    }
+
+    fn fence(&self, spec: LunSpec, key: u64) -> BoxFuture<'_, Result<(), Cause>> {
+        Box::pin(fence::raise(spec, key))
+    }
+
+    fn unfence(&self, spec: LunSpec, key: u64) -> BoxFuture<'_, Result<(), Cause>> {
+        Box::pin(fence::lower(spec, key))
+    }
+
+    fn sizes<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: Option<&'a Path>,
+    ) -> BoxFuture<'a, Result<Sizes, Cause>> {
+        let (device, at) = (device.to_owned(), mountpoint.map(Path::to_owned));
+        blocking(move || {
+            Ok(Sizes {
+                device: device_bytes(&device)?,
+                filesystem: at.as_deref().map(filesystem::size_bytes).transpose()?,
+            })
+        })
+    }
+
+    fn grow_device<'a>(
+        &'a self,
+        device: &'a Path,
+        bytes: u64,
+    ) -> BoxFuture<'a, Result<u64, Cause>> {
+        Box::pin(grow_device(device, bytes))
+    }
+
+    fn grow_filesystem<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+        fstype: Fstype,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(filesystem::grow(device, mountpoint, fstype))
+    }
+
     fn reclaim<'a>(
         &'a self,
         identifier: &'a str,
@@ -224,6 +286,58 @@ impl Platform for Host {
                     .await??,
             )
         })
+    }
+}
+
+/// The device's size as it is now.
+fn device_bytes(device: &Path) -> std::io::Result<u64> {
+    blkdev::size_bytes(&mut std::fs::File::open(device)?)
+}
+
+/// One read past the kernel's cache, so that the unit has something to answer: that is how a lane hears that it has
+/// grown.
+fn knock(device: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+        .open(device)?;
+    let mut block = Box::new(Block([0; 4096]));
+    std::os::unix::fs::FileExt::read_at(&file, &mut block.0, 0).map(drop)
+}
+
+/// As `O_DIRECT` wants it: no block of a device is larger than a page.
+#[repr(align(4096))]
+struct Block([u8; 4096]);
+
+/// How long a device may take to show its new size: a session that drops, a login, and the kernel's own word.
+const GROW_PATIENCE: Duration = Duration::from_secs(90);
+/// Between two looks; chosen freely.
+const GROW_INTERVAL: Duration = Duration::from_millis(500);
+
+async fn grow_device(device: &Path, bytes: u64) -> Result<u64, Cause> {
+    let deadline = tokio::time::Instant::now() + GROW_PATIENCE;
+    loop {
+        let path = device.to_owned();
+        let looked = blocking(move || {
+            knock(&path)?;
+            device_bytes(&path)
+        });
+        let now = looked.await?;
+        if now >= bytes {
+            return Ok(now);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::Invalid {
+                what: format!(
+                    "its target still shows {now} bytes instead of {bytes} after {} s; detaching and attaching it \
+                     again shows the new size",
+                    GROW_PATIENCE.as_secs()
+                ),
+            }
+            .into());
+        }
+        tokio::time::sleep(GROW_INTERVAL).await;
     }
 }
 

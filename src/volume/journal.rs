@@ -2,8 +2,8 @@
 //! while it lives.
 //!
 //! Invariants:
-//! 1. An entry is on the disk, with the step that comes next, before that step is done; so whatever
-//!    a crash interrupts can be undone from the entry alone.
+//! 1. What is about to be done is on the disk before it is done (`step` has the table), so whatever a crash interrupts
+//!    can be ended or undone from the files alone.
 //! 2. A file is replaced whole: written beside, synced, renamed, the directory synced. A reader
 //!    sees old or new.
 //! 3. No secret is ever written here: an entry can be undone without one, and `address` keeps what a
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Error;
-use super::request::Fstype;
+use super::request::{Elsewhere, Fstype, Reclaim};
 use super::standing::Standing;
 
 /// What is known of a volume under its name here.
@@ -52,6 +52,73 @@ pub(crate) struct Record {
     pub(crate) read_only: bool,
     /// How far its filesystem has come.
     pub(crate) formatted: Formatted,
+    /// GiB to which the filesystem was made, or has grown; when absent, it is as it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) grown_gib: Option<u64>,
+    /// What was begun and is not known to have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pending: Option<Pending>,
+    /// What a removal does with the volume in Cinder, if it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reclaim: Option<Reclaim>,
+    /// What is done when another host has it, if it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) elsewhere: Option<Elsewhere>,
+    /// It was there before it was given this name here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) adopted: bool,
+}
+
+impl Record {
+    /// Whether a removal deletes the volume in Cinder: if that was asked for, or if it was made for this name.
+    pub(crate) fn is_deleted_with_us(&self) -> bool {
+        match self.reclaim {
+            Some(Reclaim::Delete) => true,
+            Some(Reclaim::Retain) => false,
+            None => self.created_by_us && !self.adopted,
+        }
+    }
+}
+
+/// What was begun with a volume: whichever process comes next ends it, or finds that it never was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pending {
+    /// Cinder was asked for a volume that carries this mark. Its id is not known yet.
+    Create {
+        /// In the volume's metadata.
+        mark: String,
+    },
+    /// The volume is being deleted.
+    Remove,
+    /// The volume, its device and its filesystem get larger.
+    Extend {
+        /// GiB.
+        to_gib: u64,
+    },
+}
+
+/// A `Pending` without its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PendingKind {
+    /// `Pending::Create`.
+    Create,
+    /// `Pending::Remove`.
+    Remove,
+    /// `Pending::Extend`.
+    Extend,
+}
+
+impl Pending {
+    /// Which.
+    #[cfg(test)]
+    pub(crate) fn kind(&self) -> PendingKind {
+        match self {
+            Self::Create { .. } => PendingKind::Create,
+            Self::Remove => PendingKind::Remove,
+            Self::Extend { .. } => PendingKind::Extend,
+        }
+    }
 }
 
 /// How far the filesystem of a volume of ours has come.
@@ -81,8 +148,18 @@ pub(crate) struct Entry {
     pub(crate) volume_id: Option<String>,
     /// Cinder's UUID of the attachment, once reserved.
     pub(crate) attachment_id: Option<String>,
-    /// The step that is being done, or was done last.
-    pub(crate) step: Step,
+    /// How far it is. The name in the file is that of the first release.
+    #[serde(rename = "step")]
+    pub(crate) phase: Phase,
+    /// Attachments that the volume had before ours: what is not among them and nameless may be ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) before: Vec<String>,
+    /// Another host's attachment that is being taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) theirs: Option<String>,
+    /// What was done to have the volume, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) taken: Option<String>,
     /// Where it is, or is about to be, mounted.
     pub(crate) mountpoint: Option<PathBuf>,
     /// The device, once there is one.
@@ -96,10 +173,12 @@ pub(crate) struct Entry {
     pub(crate) counts: BTreeMap<String, u32>,
 }
 
-/// The steps of an attachment in their order.
+/// How far an attachment is: what is done next, or was done last. `step` says what is done in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Step {
+pub(crate) enum Phase {
+    /// Another host's attachment is being taken away.
+    Taking,
     /// Cinder is being asked for an attachment; its id is not known yet.
     Reserving,
     /// The id is known, the export is being made.
@@ -119,14 +198,17 @@ pub(crate) const ENTRY_VERSION: u32 = 1;
 
 impl Entry {
     /// An entry before its first step.
-    pub(crate) fn new(volume: &str, volume_id: Option<&str>, step: Step) -> Self {
+    pub(crate) fn new(volume: &str, volume_id: Option<&str>, phase: Phase) -> Self {
         Self {
             version: ENTRY_VERSION,
             id: Uuid::new_v4(),
             volume: volume.to_owned(),
             volume_id: volume_id.map(str::to_owned),
             attachment_id: None,
-            step,
+            phase,
+            before: Vec::new(),
+            theirs: None,
+            taken: None,
             mountpoint: None,
             standing: None,
             held: false,
@@ -134,9 +216,10 @@ impl Entry {
         }
     }
 
-    /// Whether the kernel may have a device of it that shall be served again.
+    /// Whether the kernel may have a device of it that shall be served again. One that was on its way back too: what
+    /// was written to it may not be on the target yet.
     pub(crate) fn is_standing(&self) -> bool {
-        self.step == Step::Attached && self.standing.is_some()
+        matches!(self.phase, Phase::Attached | Phase::Detaching) && self.standing.is_some()
     }
 
     /// What sysfs shows as the device's backend, and what udev names it by: `cinder-nbd:ENTRY:VOLUME:NAME`. VOLUME is
@@ -205,6 +288,26 @@ impl Store {
             is_known
         });
         Ok((load(&self.records)?, entries))
+    }
+
+    /// Who we are to other hosts, beside our host name, which somebody else may have too: made once, and lost with
+    /// the directory.
+    pub(crate) fn installation(state_dir: &Path) -> Result<Uuid, Error> {
+        let path = state_dir.join("installation");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                if let Ok(id) = text.trim().parse() {
+                    return Ok(id);
+                }
+                tracing::warn!(path = %path.display(), "not understood: made anew");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("reading", path, error)),
+        }
+        let id = Uuid::new_v4();
+        write_durably(&path, format!("{id}\n").as_bytes())
+            .map_err(|error| Error::file("writing", path, error))?;
+        Ok(id)
     }
 
     /// Writes a record.
@@ -322,9 +425,9 @@ mod tests {
     async fn what_is_saved_is_loaded_and_what_is_forgotten_is_gone() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let mut entry = Entry::new("v1", Some("u-1"), Step::Reserving);
+        let mut entry = Entry::new("v1", Some("u-1"), Phase::Reserving);
         store.save_entry(&entry).await.unwrap();
-        entry.step = Step::Attached;
+        entry.phase = Phase::Attached;
         entry.attachment_id = Some("a-1".to_owned());
         store.save_entry(&entry).await.unwrap();
         assert_eq!(store.load().unwrap(), (Vec::new(), vec![entry.clone()]));
@@ -337,7 +440,7 @@ mod tests {
     async fn files_are_roots_alone_and_a_broken_one_is_passed_over() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        let entry = Entry::new("v1", None, Step::Exporting);
+        let entry = Entry::new("v1", None, Phase::Exporting);
         store.save_entry(&entry).await.unwrap();
         let entries = directory.path().join("attachments");
         std::fs::write(entries.join("broken.json"), "{").unwrap();
@@ -360,28 +463,28 @@ mod tests {
         let earlier = r#"{"id": "0b0a58f2-98f5-4bbd-9a3e-0f3c4f6e2c11", "volume": "v1", "volume_id": "u-1",
             "attachment_id": "a-1", "step": "attached", "mountpoint": "/mnt/v1"}"#;
         std::fs::write(entries.join("earlier.json"), earlier).unwrap();
-        let mut later = Entry::new("v2", None, Step::Attached);
+        let mut later = Entry::new("v2", None, Phase::Attached);
         later.version = ENTRY_VERSION + 1;
         store.save_entry(&later).await.unwrap();
         let found = store.load().unwrap().1;
         assert_eq!(found.len(), 1);
         assert!(!found[0].is_standing());
         assert_eq!(
-            (found[0].volume.as_str(), found[0].step),
-            ("v1", Step::Attached)
+            (found[0].volume.as_str(), found[0].phase),
+            ("v1", Phase::Attached)
         );
     }
 
     #[test]
     fn the_identifier_names_entry_volume_and_name() {
         let id = Uuid::new_v4().to_string();
-        let entry = Entry::new("data_1", Some(&id), Step::Exporting);
+        let entry = Entry::new("data_1", Some(&id), Phase::Exporting);
         assert_eq!(
             entry.identifier(),
             format!("cinder-nbd:{}:{id}:data_1", entry.id)
         );
         let iqn = "iqn.2010-10.org.example:v1-lun-1";
-        let entry = Entry::new(iqn, None, Step::Exporting);
+        let entry = Entry::new(iqn, None, Phase::Exporting);
         assert_eq!(
             entry.identifier(),
             format!("cinder-nbd:{}::{iqn}", entry.id)
@@ -394,12 +497,12 @@ mod tests {
         for name in [
             "", ".", "../etc", "a/b", "a b", "a\nb", "\u{e4}", "$x", &long,
         ] {
-            let entry = Entry::new(name, None, Step::Exporting);
+            let entry = Entry::new(name, None, Phase::Exporting);
             let expected = format!("cinder-nbd:{}::", entry.id);
             assert_eq!(entry.identifier(), expected, "{name:?}");
         }
         let id = Uuid::new_v4().to_string();
-        let longest = Entry::new(&long[1..], Some(&id), Step::Exporting);
+        let longest = Entry::new(&long[1..], Some(&id), Phase::Exporting);
         assert!(longest.identifier().len() <= 255);
         assert!(longest.identifier().ends_with('x'));
     }

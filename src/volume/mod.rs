@@ -4,8 +4,9 @@
 //! each do one step well; this room knows which step comes next, writes it down before, and undoes
 //! it when a later one fails.
 //!
-//! Read before changing: `attachment` (the table of steps), `worker` (what keeps a mount alive),
-//! `blank` (what may be formatted), `journal` (what survives a crash).
+//! Read before changing: `step` (the table of steps, and what a death in each leaves), `attachment` (their order and
+//! undoing), `takeover` (what is another host's), `worker` (what keeps a mount alive), `blank` (what may be formatted),
+//! `journal` (what survives a crash).
 //!
 //! What it does not do: speak to users. `docker` and `cli` do, and decide nothing.
 
@@ -13,15 +14,23 @@ mod address;
 mod attachment;
 mod blank;
 mod cloud;
+mod context;
+mod doctor;
 mod engine;
 mod error;
+mod fence;
 mod filesystem;
 mod host;
 mod journal;
 mod kept;
+mod lanes;
+mod outside;
 mod platform;
+mod recover;
 mod request;
 mod standing;
+mod step;
+mod takeover;
 mod worker;
 
 #[cfg(test)]
@@ -37,19 +46,25 @@ use iscsi::proto::recovery::ReplacementTimeout;
 
 use crate::config::Config;
 
-pub use attachment::{lane_isid, session_params};
 pub use cloud::{Cloud, ConfiguredCloud};
+pub use doctor::{Finding, FindingKind, examine_alone};
 pub use engine::{Engine, Parting, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
+pub use lanes::{lane_isid, session_params};
 pub use platform::{
-    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release,
+    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release, Sizes,
 };
-pub use request::{CreateRequest, Fstype, SizeGib, State, StaticTarget, Status, View, VolumeName};
+pub use request::{
+    AttachRequest, CreateRequest, Elsewhere, Fstype, Reclaim, SizeGib, State, StaticTarget, Status,
+    View, VolumeName,
+};
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting
 /// need it.
 pub const CREATED_BY: &str = "cinder-nbd.created_by";
+/// Key in a volume's metadata: the mark of the one creation that made it, by which it is found when the answer was lost.
+pub const CREATED_FOR: &str = "cinder-nbd.created_for";
 /// Key in a volume's metadata: the filesystem that a cinder-nbd made on it. From then on it is
 /// never formatted again.
 pub const FORMATTED: &str = "cinder-nbd.formatted";
@@ -83,6 +98,8 @@ pub struct Settings {
     pub default_size: u64,
     /// Made on blank volumes of ours.
     pub default_fstype: Fstype,
+    /// What is done when a volume is attached elsewhere, unless it says so itself.
+    pub elsewhere: Elsewhere,
 }
 
 impl TryFrom<&Config> for Settings {
@@ -103,6 +120,7 @@ impl TryFrom<&Config> for Settings {
             data_digest: config.data_digest,
             default_size: config.default_size,
             default_fstype: config.default_fstype.parse()?,
+            elsewhere: config.attached_elsewhere.parse()?,
         })
     }
 }

@@ -29,6 +29,15 @@ pub enum Content {
     Other(String),
 }
 
+/// Sizes as the kernel has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of the device.
+    pub device: u64,
+    /// Bytes of the filesystem on it, where one is mounted.
+    pub filesystem: Option<u64>,
+}
+
 /// How much stands in the way of a device's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
@@ -139,5 +148,44 @@ pub trait Platform: Debug + Send + Sync + 'static {
         &'a self,
         identifier: &'a str,
         mountpoint: Option<&'a Path>,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// The devices of any cinder-nbd that the kernel has: path and identifier.
+    fn devices(&self) -> BoxFuture<'_, Result<Vec<(PathBuf, String)>, Cause>>;
+
+    /// Whether nobody holds the device: no mount, no exclusive opener.
+    fn is_free<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<bool, Cause>>;
+
+    /// Where something is mounted beneath a directory, in our namespace.
+    fn mounts_below<'a>(
+        &'a self,
+        directory: &'a Path,
+    ) -> BoxFuture<'a, Result<Vec<PathBuf>, Cause>>;
+
+    /// Registers `key` on the logical unit, reserves it for the registered, and removes all other registrations
+    /// together with their commands: from then on it takes writes of this session alone.
+    fn fence(&self, spec: LunSpec, key: u64) -> BoxFuture<'_, Result<(), Cause>>;
+
+    /// Removes reservation and registrations, whoever made them. A unit that knows none has none.
+    fn unfence(&self, spec: LunSpec, key: u64) -> BoxFuture<'_, Result<(), Cause>>;
+
+    /// How large the device is, and what is mounted of it.
+    fn sizes<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: Option<&'a Path>,
+    ) -> BoxFuture<'a, Result<Sizes, Cause>>;
+
+    /// Has the device look at its unit until it has this size; its size then. The session may go and come back
+    /// meanwhile.
+    fn grow_device<'a>(&'a self, device: &'a Path, bytes: u64)
+    -> BoxFuture<'a, Result<u64, Cause>>;
+
+    /// Makes the mounted filesystem as large as its device. One that is so large is done.
+    fn grow_filesystem<'a>(
+        &'a self,
+        device: &'a Path,
+        mountpoint: &'a Path,
+        fstype: Fstype,
     ) -> BoxFuture<'a, Result<(), Cause>>;
 }

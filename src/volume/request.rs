@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use iscsi::proto::{ChapCredentials, IscsiName, Portal};
 use serde::{Deserialize, Serialize};
@@ -128,6 +129,112 @@ impl FromStr for Fstype {
     }
 }
 
+/// What a removal does with the volume in Cinder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reclaim {
+    /// It stays, and is forgotten here.
+    Retain,
+    /// It is deleted.
+    Delete,
+}
+
+impl FromStr for Reclaim {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "retain" => Ok(Self::Retain),
+            "delete" => Ok(Self::Delete),
+            _ => Err(Error::Invalid {
+                what: format!("{text:?} is no way to reclaim a volume; use retain or delete"),
+            }),
+        }
+    }
+}
+
+/// What is done when a volume that is to be attached is attached elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Elsewhere {
+    /// Nothing; the error says by whom and since when.
+    #[default]
+    Refuse,
+    /// It is waited for, and then refused.
+    Wait(Duration),
+    /// Its holder is kept from writing, by a persistent reservation, and then its attachment is deleted.
+    Take,
+    /// Its attachment is deleted. Right only for a host that is surely dead.
+    TakeWithoutFence,
+}
+
+impl FromStr for Elsewhere {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::Invalid {
+            what: format!(
+                "{text:?} is no answer to a volume that is attached elsewhere; use refuse, wait=SECONDS (up to {}), \
+                 take or take-without-fence",
+                WAIT_MAX.as_secs()
+            ),
+        };
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "take" => Ok(Self::Take),
+            "take-without-fence" => Ok(Self::TakeWithoutFence),
+            _ => {
+                let seconds = text.strip_prefix("wait").ok_or_else(wrong)?;
+                let seconds = seconds.strip_prefix(['=', ':', ' ']).ok_or_else(wrong)?;
+                let seconds = seconds.parse().map_err(|_| wrong())?;
+                let patience = Duration::from_secs(seconds);
+                (patience <= WAIT_MAX)
+                    .then_some(Self::Wait(patience))
+                    .ok_or_else(wrong)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refuse => f.write_str("refuse"),
+            Self::Wait(patience) => write!(f, "wait={}", patience.as_secs()),
+            Self::Take => f.write_str("take"),
+            Self::TakeWithoutFence => f.write_str("take-without-fence"),
+        }
+    }
+}
+
+impl TryFrom<String> for Elsewhere {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<Elsewhere> for String {
+    fn from(elsewhere: Elsewhere) -> Self {
+        elsewhere.to_string()
+    }
+}
+
+/// Chosen freely: longer than any failover takes, and the volume answers nothing else meanwhile.
+const WAIT_MAX: Duration = Duration::from_hours(1);
+
+/// How to attach a volume by hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Without the right to write.
+    pub read_only: bool,
+    /// Beside others that have it, writing too: for what is made to be shared.
+    pub raw: bool,
+    /// If it is attached elsewhere; the volume's own answer, or the configured one, when absent.
+    pub elsewhere: Option<Elsewhere>,
+}
+
 /// What to create, or which existing volume to take under a name.
 #[derive(Clone, Debug, Default)]
 pub struct CreateRequest {
@@ -153,6 +260,11 @@ pub struct CreateRequest {
     pub description: Option<String>,
     /// Attach and mount without the right to write.
     pub read_only: bool,
+    /// What a removal does with it; when absent, one that was made for this name is deleted and one that was there
+    /// stays.
+    pub reclaim: Option<Reclaim>,
+    /// If it is attached elsewhere; the configured answer when absent.
+    pub elsewhere: Option<Elsewhere>,
 }
 
 impl CreateRequest {
@@ -227,6 +339,18 @@ pub struct View {
     pub volume_id: Option<String>,
     /// GiB, as last told by Cinder.
     pub size_gib: Option<u64>,
+    /// Bytes of the device, as the kernel has it; none when it is not here.
+    #[serde(default)]
+    pub device_bytes: Option<u64>,
+    /// Bytes of the mounted filesystem.
+    #[serde(default)]
+    pub filesystem_bytes: Option<u64>,
+    /// Whom it was taken from, and how.
+    #[serde(default)]
+    pub taken: Option<String>,
+    /// What was begun and will be ended: `creating`, `removing`, `extending to N GiB`.
+    #[serde(default)]
+    pub pending: Option<String>,
     /// Cinder's volume type.
     pub volume_type: Option<String>,
     /// RFC 3339, UTC.

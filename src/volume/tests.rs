@@ -8,6 +8,10 @@ use super::fake::{World, ours};
 use super::platform::{Content, MountUser};
 use super::*;
 
+mod crash;
+mod doctor;
+mod elsewhere;
+mod life;
 mod restart;
 
 struct Bed {
@@ -45,8 +49,13 @@ impl Bed {
 }
 
 fn start(world: &World, directory: &Path) -> (Engine, Running) {
-    let (cloud, platform) = (Arc::new(world.clone()), Arc::new(world.clone()));
-    Engine::start(World::settings(directory), cloud, platform).unwrap()
+    start_with(world, World::settings(directory))
+}
+
+fn start_with(world: &World, settings: Settings) -> (Engine, Running) {
+    let world = world.living();
+    let (cloud, platform) = (Arc::new(world.clone()), Arc::new(world));
+    Engine::start(settings, cloud, platform).unwrap()
 }
 
 fn user() -> MountUser {
@@ -84,6 +93,7 @@ async fn a_volume_is_created_formatted_mounted_and_comes_all_the_way_back() {
         "create",
         "find",
         "probe",
+        "set_metadata",
         "reserve",
         "connect_attachment",
         "connect",
@@ -98,7 +108,13 @@ async fn a_volume_is_created_formatted_mounted_and_comes_all_the_way_back() {
     bed.engine.unmount("v1", "c1").await.unwrap();
     assert_eq!(
         bed.world.take_calls(),
-        ["users", "unmount", "disconnect", "delete_attachment"]
+        [
+            "users",
+            "unmount",
+            "disconnect",
+            "delete_attachment",
+            "remove_metadata"
+        ]
     );
     assert!(bed.world.is_clean());
     assert_eq!(bed.journal(), 0);
@@ -154,7 +170,10 @@ async fn the_kernel_is_asked_before_cinder_is_changed() {
     let bed = Bed::new();
     bed.world.add_foreign("v1");
     bed.world.fail("probe");
-    bed.engine.attach("v1", false).await.unwrap_err();
+    bed.engine
+        .attach("v1", AttachRequest::default())
+        .await
+        .unwrap_err();
     assert_eq!(bed.world.count("reserve"), 0);
 }
 
@@ -163,10 +182,16 @@ async fn without_a_journal_nothing_is_begun() {
     let bed = Bed::new();
     bed.world.add_foreign("v1");
     std::fs::remove_dir(bed.directory.path().join("state/attachments")).unwrap();
-    bed.engine.attach("v1", false).await.unwrap_err();
+    bed.engine
+        .attach("v1", AttachRequest::default())
+        .await
+        .unwrap_err();
     assert_eq!(bed.world.count("reserve"), 0);
     std::fs::create_dir(bed.directory.path().join("state/attachments")).unwrap();
-    bed.engine.attach("v1", false).await.unwrap();
+    bed.engine
+        .attach("v1", AttachRequest::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,7 +200,12 @@ async fn an_undo_that_fails_is_told_written_down_and_tried_again() {
     bed.world.add_foreign("v1");
     bed.world.fail("connect");
     bed.world.fail("delete_attachment");
-    let error = line(&bed.engine.attach("v1", false).await.unwrap_err());
+    let error = line(
+        &bed.engine
+            .attach("v1", AttachRequest::default())
+            .await
+            .unwrap_err(),
+    );
     assert!(
         error.contains("left over") && error.contains("connect fails"),
         "{error}"
@@ -196,7 +226,10 @@ async fn a_device_that_cannot_be_undone_is_kept_and_taken_down_later() {
     bed.world.add_foreign("v1");
     bed.world.fail("complete");
     bed.world.fail("disconnect_by_force");
-    bed.engine.attach("v1", false).await.unwrap_err();
+    bed.engine
+        .attach("v1", AttachRequest::default())
+        .await
+        .unwrap_err();
     assert_eq!(bed.world.devices().len(), 1);
     bed.world.heal();
     tokio::time::sleep(Duration::from_secs(31)).await;
@@ -373,14 +406,14 @@ async fn a_slow_volume_holds_up_no_other() {
     bed.world.add_foreign("fast");
     let gate = bed.world.gate("connect");
     let engine = bed.engine.clone();
-    let slow = tokio::spawn(async move { engine.attach("slow", false).await });
+    let slow = tokio::spawn(async move { engine.attach("slow", AttachRequest::default()).await });
     while bed.world.count("connect") == 0 {
         tokio::task::yield_now().await;
     }
     // `fast` waits at the same gate; the list and a lookup do not.
     assert!(bed.engine.list().await.is_ok());
     let engine = bed.engine.clone();
-    let fast = tokio::spawn(async move { engine.attach("fast", false).await });
+    let fast = tokio::spawn(async move { engine.attach("fast", AttachRequest::default()).await });
     while bed.world.count("connect") < 2 {
         tokio::task::yield_now().await;
     }
@@ -397,9 +430,17 @@ async fn an_attached_volume_is_found_by_name_id_and_device() {
     for by in ["name", "id", "device"] {
         let bed = Bed::new();
         let id = bed.world.add_foreign("v1");
-        let view = bed.engine.attach("v1", false).await.unwrap();
+        let view = bed
+            .engine
+            .attach("v1", AttachRequest::default())
+            .await
+            .unwrap();
         let device = view.device.unwrap().display().to_string();
-        let again = bed.engine.attach(&id, false).await.unwrap();
+        let again = bed
+            .engine
+            .attach(&id, AttachRequest::default())
+            .await
+            .unwrap();
         assert_eq!(
             again.device.unwrap().display().to_string(),
             device,
@@ -428,7 +469,10 @@ async fn what_is_attached_by_hand_stays_when_docker_leaves() {
         .create("v1", CreateRequest::default())
         .await
         .unwrap();
-    bed.engine.attach("v1", false).await.unwrap();
+    bed.engine
+        .attach("v1", AttachRequest::default())
+        .await
+        .unwrap();
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.engine.unmount("v1", "c1").await.unwrap();
     assert_eq!(bed.state("v1").await, State::Attached);
@@ -466,7 +510,10 @@ async fn a_busy_volume_is_not_detached_and_stays_what_it_was() {
 async fn a_volume_whose_target_takes_no_more_writes_is_given_up_only_by_force() {
     let bed = Bed::new();
     bed.world.add_foreign("v1");
-    bed.engine.attach("v1", false).await.unwrap();
+    bed.engine
+        .attach("v1", AttachRequest::default())
+        .await
+        .unwrap();
     bed.world.fail("disconnect");
     bed.engine.detach("v1", false).await.unwrap_err();
     assert_eq!(bed.state("v1").await, State::Attached);
@@ -605,7 +652,10 @@ async fn a_stop_takes_everything_off_the_host() {
         .unwrap();
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.world.add_foreign("v2");
-    bed.engine.attach("v2", false).await.unwrap();
+    bed.engine
+        .attach("v2", AttachRequest::default())
+        .await
+        .unwrap();
     bed.engine.attach_static(static_target()).await.unwrap();
     let Bed {
         world,
@@ -656,7 +706,8 @@ async fn a_stop_flushes_a_busy_volume_before_it_cuts_it_off() {
             "sync",
             "unmount_lazily",
             "disconnect_by_force",
-            "delete_attachment"
+            "delete_attachment",
+            "remove_metadata"
         ]
     );
     assert!(bed.world.is_clean());

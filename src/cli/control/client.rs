@@ -17,6 +17,11 @@ pub struct Client {
 }
 
 impl Client {
+    /// Whether a daemon listens.
+    pub fn is_there(socket: &Path) -> bool {
+        UnixStream::connect(socket).is_ok()
+    }
+
     /// Makes sure that a daemon listens.
     ///
     /// # Errors

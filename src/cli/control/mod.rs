@@ -7,6 +7,8 @@
 //!  POST /v1/attach           AttachRequest        -> View
 //!  POST /v1/attach-static    StaticAttachRequest  -> View
 //!  POST /v1/detach           DetachRequest        -> {}
+//!  POST /v1/extend           ExtendRequest        -> View
+//!  POST /v1/doctor           DoctorRequest        -> [Finding]
 //! ```
 //!
 //! A failure is status 500 (400 when the request is not understood) with `{"error": "one line"}`.

@@ -14,9 +14,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::wire::{AttachRequest, DetachRequest, Failure, StaticAttachRequest};
+use super::wire::{
+    AttachRequest, DetachRequest, DoctorRequest, ExtendRequest, Failure, StaticAttachRequest,
+};
 use crate::sys::listener;
-use crate::volume::{Engine, StaticTarget, line};
+use crate::volume::{self, Engine, SizeGib, StaticTarget, line};
 
 /// Why the control socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,8 @@ fn router(engine: Engine) -> Router {
         .route("/v1/attach", post(attach))
         .route("/v1/attach-static", post(attach_static))
         .route("/v1/detach", post(detach))
+        .route("/v1/extend", post(extend))
+        .route("/v1/doctor", post(doctor))
         .with_state(engine)
 }
 
@@ -97,8 +101,13 @@ async fn status(State(engine): State<Engine>) -> Response {
 async fn attach(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
         let request: AttachRequest = parse(&body)?;
+        let how = volume::AttachRequest {
+            read_only: request.read_only,
+            raw: request.raw,
+            elsewhere: request.elsewhere,
+        };
         engine
-            .attach(&request.volume, request.read_only)
+            .attach(&request.volume, how)
             .await
             .map_err(|error| failed(&error))
     };
@@ -112,6 +121,25 @@ async fn attach_static(State(engine): State<Engine>, body: Bytes) -> Response {
             .attach_static(target)
             .await
             .map_err(|error| failed(&error))
+    };
+    respond(result.await)
+}
+
+async fn extend(State(engine): State<Engine>, body: Bytes) -> Response {
+    let result = async {
+        let request: ExtendRequest = parse(&body)?;
+        let size = SizeGib::new(request.size_gib).ok_or_else(|| wrong("the size is 0 GiB"))?;
+        let extended = engine.extend(&request.volume, size).await;
+        extended.map_err(|error| failed(&error))
+    };
+    respond(result.await)
+}
+
+async fn doctor(State(engine): State<Engine>, body: Bytes) -> Response {
+    let result = async {
+        let request: DoctorRequest = parse(&body)?;
+        let found = engine.doctor(request.repair).await;
+        found.map_err(|error| failed(&error))
     };
     respond(result.await)
 }
@@ -130,7 +158,7 @@ async fn detach(State(engine): State<Engine>, body: Bytes) -> Response {
 /// An answer that is a failure.
 type Refusal = (StatusCode, String);
 
-fn failed(error: &crate::volume::Error) -> Refusal {
+fn failed(error: &volume::Error) -> Refusal {
     (StatusCode::INTERNAL_SERVER_ERROR, line(error))
 }
 

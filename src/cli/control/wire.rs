@@ -3,6 +3,8 @@
 use iscsi::proto::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::volume::Elsewhere;
+
 /// Attach a volume of the cloud.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AttachRequest {
@@ -11,6 +13,29 @@ pub struct AttachRequest {
     /// Without the right to write.
     #[serde(default)]
     pub read_only: bool,
+    /// Beside others that have it.
+    #[serde(default)]
+    pub raw: bool,
+    /// If it is attached elsewhere.
+    #[serde(default)]
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// Look for leftovers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DoctorRequest {
+    /// And remove them.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// Make a volume larger.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExtendRequest {
+    /// Name or UUID.
+    pub volume: String,
+    /// To how many GiB.
+    pub size_gib: u64,
 }
 
 /// Attach a LUN that no cloud knows of.

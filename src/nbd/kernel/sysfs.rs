@@ -42,6 +42,14 @@ impl Sysfs {
         find_in(Path::new("/sys/block"), identifier)
     }
 
+    /// The connected devices whose identifier begins so, each with its identifier.
+    ///
+    /// # Errors
+    /// `/sys/block` cannot be read.
+    pub(super) fn all(prefix: &str) -> io::Result<Vec<(u32, String)>> {
+        all_in(Path::new("/sys/block"), prefix)
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.directory.join("pid").exists()
     }
@@ -81,6 +89,12 @@ impl Sysfs {
 }
 
 fn find_in(root: &Path, identifier: &str) -> io::Result<Vec<u32>> {
+    let all = all_in(root, identifier)?.into_iter();
+    let found = all.filter(|(_, shown)| shown == identifier);
+    Ok(found.map(|(index, _)| index).collect())
+}
+
+fn all_in(root: &Path, prefix: &str) -> io::Result<Vec<(u32, String)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
@@ -92,8 +106,11 @@ fn find_in(root: &Path, identifier: &str) -> io::Result<Vec<u32>> {
         let sysfs = Sysfs {
             directory: entry.path(),
         };
-        if sysfs.is_connected() && sysfs.read("backend").as_deref() == Some(identifier) {
-            found.push(index);
+        if sysfs.is_connected()
+            && let Some(shown) = sysfs.read("backend")
+            && shown.starts_with(prefix)
+        {
+            found.push((index, shown));
         }
     }
     found.sort_unstable();

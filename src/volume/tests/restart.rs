@@ -250,7 +250,7 @@ async fn a_device_that_went_while_it_waited_is_cleaned_up_after() {
     world.fail("adopt");
     let bed = reborn((world, directory));
     until("tried", async || view(&bed).await.last_error.is_some()).await;
-    bed.world.reboot();
+    bed.world.lose_devices();
     until("cleaned", async || bed.world.is_clean()).await;
     assert_eq!(bed.state("v1").await, State::Detached);
 }

@@ -10,7 +10,9 @@ use crate::cinder::Volume;
 use crate::volume::attachment::{self, Failure, Left};
 use crate::volume::error::Error;
 use crate::volume::platform::Release;
-use crate::volume::request::{StaticTarget, View};
+use crate::volume::recover;
+use crate::volume::request::{AttachRequest, StaticTarget, View};
+use crate::volume::takeover::{self, Wish};
 
 const COUNTED_REMEDY: &str =
     "stop the containers first, or use --force, which still asks the kernel";
@@ -19,14 +21,15 @@ impl Worker {
     pub(super) async fn attach(
         &mut self,
         volume: Option<Box<Volume>>,
-        read_only: bool,
+        request: AttachRequest,
     ) -> Result<View, Error> {
+        self.settle_volume().await?;
         if self.record.is_none()
             && let Some(volume) = volume
         {
             self.record = Some(self.record_of(&volume));
         }
-        let attached = self.ensure_attached(read_only).await;
+        let attached = self.ensure_attached(request).await;
         if attached.is_err() {
             self.forget_unstored();
         }
@@ -34,6 +37,7 @@ impl Worker {
         self.held = true;
         self.again_at = None;
         self.note().await;
+        self.measure().await;
         Ok(self.view())
     }
 
@@ -49,6 +53,7 @@ impl Worker {
         self.held = true;
         self.again_at = None;
         self.note().await;
+        self.measure().await;
         Ok(self.view())
     }
 
@@ -92,10 +97,10 @@ impl Worker {
         result
     }
 
-    pub(super) async fn ensure_attached(&mut self, read_only: bool) -> Result<(), Error> {
+    pub(super) async fn ensure_attached(&mut self, request: AttachRequest) -> Result<(), Error> {
         self.take_over_now().await?;
         if let Some(live) = &self.live {
-            return same_mode(&self.name, live, read_only);
+            return same_mode(&self.name, live, request.read_only);
         }
         self.settle_left().await?;
         let asked = self
@@ -104,7 +109,7 @@ impl Worker {
             .map_or(&self.name, |record| &record.volume_id)
             .clone();
         let found = self.find(&asked).await?;
-        let volume = found.ok_or_else(|| Error::NoSuchVolume {
+        let mut volume = found.ok_or_else(|| Error::NoSuchVolume {
             name: self.name.clone(),
         })?;
         if volume.encrypted {
@@ -115,12 +120,22 @@ impl Worker {
                 ),
             });
         }
+        let told = self.record.as_ref().and_then(|record| record.elsewhere);
+        let elsewhere = request.elsewhere.or(told);
+        let wish = Wish {
+            read_only: request.read_only,
+            raw: request.raw,
+            elsewhere: elsewhere.unwrap_or(self.cx.settings.elsewhere),
+        };
+        let room = takeover::find_room(&self.cx, &self.name, &mut volume, wish).await?;
         self.marks = marks_of(&volume);
         match &mut self.record {
+            // Somebody may have made it larger.
             Some(record) => record.size_gib = volume.size,
             None => self.record = Some(self.record_of(&volume)),
         }
-        let attached = attachment::attach_volume(&self.cx, &self.name, &volume.id, read_only).await;
+        let (cx, name) = (&self.cx, &self.name);
+        let attached = attachment::attach_volume(cx, name, &volume, room, request.read_only).await;
         self.live = Some(attached.map_err(|failure| self.keep(failure))?);
         Ok(())
     }
@@ -128,7 +143,7 @@ impl Worker {
     pub(super) async fn settle_left(&mut self) -> Result<(), Error> {
         while let Some(entry) = self.left.pop() {
             let settled = if self.must_reclaim {
-                attachment::reclaim(&self.cx, entry).await
+                recover::reclaim(&self.cx, entry).await
             } else {
                 attachment::settle(&self.cx, entry).await
             };

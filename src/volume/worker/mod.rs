@@ -11,11 +11,12 @@
 //! 4. A caller that hangs up during a mount has not mounted: what was done is kept for a while, for
 //!    its retry.
 //!
-//! What each thing asked for takes stands in the files beside: `create`, `attach`, `mount`,
+//! What each thing asked for takes stands in the files beside: `create`, `attach`, `mount`, `extend`,
 //! `release`; `resume` is what comes before all of them after a restart.
 
 mod attach;
 mod create;
+mod extend;
 mod mount;
 mod release;
 mod resume;
@@ -28,11 +29,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::attachment::{Attached, Context};
+use super::attachment::Attached;
+use super::context::Context;
 use super::engine::Parting;
 use super::error::{Error, line};
-use super::journal::{Entry, Record};
-use super::request::{CreateRequest, State, StaticTarget, View};
+use super::journal::{Entry, Pending, Record};
+use super::platform::Sizes;
+use super::request::{AttachRequest, CreateRequest, SizeGib, State, StaticTarget, View};
 use super::{CREATED_BY, FORMATTED};
 use crate::cinder::Volume;
 use resume::{Waiting, adoption};
@@ -47,9 +50,10 @@ pub(crate) enum Command {
     Remove(Reply<()>),
     Attach {
         volume: Option<Box<Volume>>,
-        read_only: bool,
+        request: AttachRequest,
         reply: Reply<View>,
     },
+    Extend(SizeGib, Reply<View>),
     AttachStatic(StaticTarget, Reply<View>),
     Detach {
         force: bool,
@@ -74,14 +78,30 @@ impl Command {
     pub(crate) fn refuse(self, error: Error) {
         // A caller that has gone needs no answer.
         match self {
-            Self::Create(_, reply) | Self::Attach { reply, .. } | Self::AttachStatic(_, reply) => {
-                drop(reply.send(Err(error)));
-            }
+            Self::Create(_, reply)
+            | Self::Attach { reply, .. }
+            | Self::AttachStatic(_, reply)
+            | Self::Extend(_, reply) => drop(reply.send(Err(error))),
             Self::Remove(reply) | Self::Detach { reply, .. } | Self::Unmount { reply, .. } => {
                 drop(reply.send(Err(error)));
             }
             Self::Mount { reply, .. } => drop(reply.send(Err(error))),
             Self::Stop { .. } => {}
+        }
+    }
+
+    /// Whether whoever asked has gone before it was begun, and nothing is lost by not doing it. What gives something back
+    /// is always done.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Create(_, reply)
+            | Self::Attach { reply, .. }
+            | Self::AttachStatic(_, reply)
+            | Self::Extend(_, reply) => reply.is_closed(),
+            Self::Mount { reply, .. } => reply.is_closed(),
+            Self::Remove(_) | Self::Detach { .. } | Self::Unmount { .. } | Self::Stop { .. } => {
+                false
+            }
         }
     }
 }
@@ -118,6 +138,8 @@ pub(crate) struct Worker {
     /// When to look again at what could not be taken down.
     again_at: Option<Instant>,
     last_error: Option<String>,
+    /// Of the device and what is mounted of it, when it was last looked at.
+    sizes: Option<Sizes>,
     view: watch::Sender<View>,
 }
 
@@ -154,6 +176,9 @@ impl Worker {
         let standing = left.iter().position(Entry::is_standing);
         let waiting = standing.map(|at| Waiting::new(left.swap_remove(at)));
         let must_reclaim = !left.is_empty();
+        let is_pending = record
+            .as_ref()
+            .is_some_and(|record| record.pending.is_some());
         let (view, watcher) = watch::channel(View::default());
         let mut worker = Self {
             cx,
@@ -168,8 +193,9 @@ impl Worker {
             held: false,
             left,
             must_reclaim,
-            again_at: (must_reclaim || waiting.is_some()).then(Instant::now),
+            again_at: (must_reclaim || waiting.is_some() || is_pending).then(Instant::now),
             last_error: None,
+            sizes: None,
             view,
         };
         if let Some(waiting) = waiting {
@@ -225,6 +251,10 @@ impl Worker {
     }
 
     async fn apply(&mut self, command: Command) {
+        if command.is_abandoned() {
+            tracing::debug!(volume = self.name, "not begun: whoever asked has hung up");
+            return;
+        }
         match command {
             Command::Create(request, reply) => {
                 let result = self.create(request).await;
@@ -234,12 +264,16 @@ impl Worker {
                 let result = self.remove().await;
                 self.answer("remove", reply, result);
             }
+            Command::Extend(to, reply) => {
+                let result = self.extend(to).await;
+                self.answer("extend", reply, result);
+            }
             Command::Attach {
                 volume,
-                read_only,
+                request,
                 reply,
             } => {
-                let result = self.attach(volume, read_only).await;
+                let result = self.attach(volume, request).await;
                 self.answer("attach", reply, result);
             }
             Command::AttachStatic(target, reply) => {
@@ -281,6 +315,8 @@ impl Worker {
     /// Sends the answer and keeps its error; false when nobody waits for it.
     fn answer<T>(&mut self, verb: &str, reply: Reply<T>, result: Result<T, Error>) -> bool {
         match &result {
+            // What goes on behind a call that ended well still has its reason.
+            Ok(_) if self.is_extending().is_some() => {}
             Ok(_) => self.last_error = None,
             Err(error) => {
                 let text = line(error);
@@ -344,7 +380,7 @@ impl Worker {
         entry.counts = counts;
         entry.standing = standing;
         let entry = entry.clone();
-        if let Err(error) = self.cx.store.save_entry(&entry).await {
+        if let Err(error) = self.cx.out.save_entry(&entry).await {
             tracing::warn!(
                 volume = self.name,
                 error = line(&error),
@@ -358,6 +394,26 @@ impl Worker {
             (Some(live), _) => Some(&mut live.entry),
             (None, Some(waiting)) => Some(&mut waiting.entry),
             (None, None) => None,
+        }
+    }
+
+    fn entry(&self) -> Option<&Entry> {
+        let live = self.live.as_ref().map(|live| &live.entry);
+        live.or_else(|| Some(&self.waiting.as_ref()?.entry))
+    }
+
+    /// Looks how large device and filesystem are, for who asks. Nothing depends on it.
+    async fn measure(&mut self) {
+        let Some(device) = self.device() else {
+            self.sizes = None;
+            return;
+        };
+        let sizes = self.cx.out.sizes(&device, self.mountpoint.as_deref()).await;
+        match sizes {
+            Ok(sizes) => self.sizes = Some(sizes),
+            Err(cause) => {
+                tracing::debug!(volume = self.name, error = line(&*cause), "sizes unknown");
+            }
         }
     }
 
@@ -376,11 +432,23 @@ impl Worker {
         let record = self.record.as_ref();
         let live = self.live.as_ref();
         let waiting = self.waiting.as_ref();
+        let pending = record.and_then(|record| record.pending.as_ref());
+        let is_unsettled = matches!(pending, Some(Pending::Create { .. } | Pending::Remove));
         let standing = waiting.and_then(|waiting| waiting.entry.standing.as_ref());
         View {
             name: self.name.clone(),
-            volume_id: record.map(|record| record.volume_id.clone()),
+            volume_id: record
+                .map(|record| record.volume_id.clone())
+                .filter(|id| !id.is_empty()),
             size_gib: record.map(|record| record.size_gib),
+            device_bytes: self.sizes.map(|sizes| sizes.device),
+            filesystem_bytes: self.sizes.and_then(|sizes| sizes.filesystem),
+            taken: self.entry().and_then(|entry| entry.taken.clone()),
+            pending: pending.map(|pending| match pending {
+                Pending::Create { .. } => "creating".to_owned(),
+                Pending::Remove => "removing".to_owned(),
+                Pending::Extend { to_gib } => format!("extending to {to_gib} GiB"),
+            }),
             volume_type: record.and_then(|record| record.volume_type.clone()),
             created_at: record.and_then(|record| record.created_at.clone()),
             created_by_us: record.is_some_and(|record| record.created_by_us),
@@ -389,7 +457,7 @@ impl Worker {
                 (Some(_), Some(_)) => State::Mounted,
                 (Some(_), None) => State::Attached,
                 (None, _) if waiting.is_some() => State::Waiting,
-                (None, _) if !self.left.is_empty() => State::Cleaning,
+                (None, _) if !self.left.is_empty() || is_unsettled => State::Cleaning,
                 (None, _) => State::Detached,
             },
             read_only: match (live, standing) {

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use tokio::time::Instant;
 
 use super::{RETRY_INTERVAL, Worker};
-use crate::volume::FORMATTED;
+use crate::volume::attachment::Attached;
 use crate::volume::error::{Cause, Error, line};
 use crate::volume::journal::{Formatted, Record};
 use crate::volume::platform::{Content, Release};
-use crate::volume::request::parse_mount_options;
+use crate::volume::request::{AttachRequest, Fstype, parse_mount_options};
 
 impl Worker {
     pub(super) async fn mount(&mut self, id: &str) -> Result<PathBuf, Error> {
@@ -22,25 +22,31 @@ impl Worker {
             self.note().await;
             return Ok(at);
         }
+        self.settle_volume().await?;
         if self.record.is_none() {
             let found = self.find(&self.name).await?;
             let volume = found.ok_or_else(|| Error::NoSuchVolume {
                 name: self.name.clone(),
             })?;
             let record = self.record_of(&volume);
-            self.cx.store.save_record(&record).await?;
+            self.cx.out.save_record(&record).await?;
             self.record = Some(record);
         }
         if !self.is_stored
             && let Some(record) = &self.record
         {
-            self.cx.store.save_record(record).await?;
+            self.cx.out.save_record(record).await?;
             self.is_stored = true;
         }
         let read_only = self.record.as_ref().is_some_and(|record| record.read_only);
-        self.ensure_attached(read_only).await?;
+        let request = AttachRequest {
+            read_only,
+            ..AttachRequest::default()
+        };
+        self.ensure_attached(request).await?;
         match self.bring_up().await {
             Ok(at) => {
+                self.grow_at_mount().await;
                 self.count_up(id);
                 self.note().await;
                 Ok(at)
@@ -77,7 +83,7 @@ impl Worker {
         let (Some(device), Some(at)) = (self.device(), &self.mountpoint) else {
             return Ok(None);
         };
-        let mounted = self.cx.platform.is_mounted(&device, at).await;
+        let mounted = self.cx.out.is_mounted(&device, at).await;
         if mounted.map_err(|cause| Error::step(format!("looking at {}", at.display()), cause))? {
             return Ok(Some(at.clone()));
         }
@@ -103,8 +109,8 @@ impl Worker {
         let at = self.cx.settings.mount_dir.join(&record.name);
         live.entry.mountpoint = Some(at.clone());
         let entry = live.entry.clone();
-        self.cx.store.save_entry(&entry).await?;
-        let inspected = self.cx.platform.inspect(&device).await;
+        self.cx.out.save_entry(&entry).await?;
+        let inspected = self.cx.out.inspect(&device).await;
         let content = inspected.map_err(|cause| step("looking at what is on", &device, cause))?;
         let fresh = match content {
             Content::Filesystem(found) if found == record.fstype.as_str() => false,
@@ -131,13 +137,13 @@ impl Worker {
                 true
             }
         };
-        let mut options = parse_mount_options(&record.mount_options)?;
+        let mut options = parse_mount_options(&self.options_of(&record))?;
         if record.read_only {
             options = options.read_only();
         }
         let mounted = self
             .cx
-            .platform
+            .out
             .mount(&device, &at, record.fstype, options, fresh)
             .await;
         mounted.map_err(|cause| step("mounting", &device, cause))?;
@@ -146,6 +152,20 @@ impl Worker {
         }
         self.mountpoint = Some(at.clone());
         Ok(at)
+    }
+
+    /// The options of the record; a volume that another host may be writing is read as it is, without its log.
+    fn options_of(&self, record: &Record) -> String {
+        let is_shared = |live: &Attached| live.read_only && !live.entry.before.is_empty();
+        if !self.live.as_ref().is_some_and(is_shared) {
+            return record.mount_options.clone();
+        }
+        let without_log = match record.fstype {
+            Fstype::Ext4 => "noload",
+        };
+        let options = [record.mount_options.as_str(), without_log];
+        let options = options.into_iter().filter(|option| !option.is_empty());
+        options.collect::<Vec<_>>().join(",")
     }
 
     /// Whether this blank volume is ours to format.
@@ -174,16 +194,16 @@ impl Worker {
             fstype = record.fstype.as_str(),
             "making a filesystem"
         );
-        let formatted = self.cx.platform.format(device, record.fstype).await;
+        let formatted = self.cx.out.format(device, record.fstype).await;
         formatted.map_err(|cause| step("making a filesystem on", device, cause))?;
         self.marks.formatted = true;
+        if let Some(record) = &mut self.record {
+            record.grown_gib = Some(record.size_gib);
+        }
         self.remember(Formatted::Done).await?;
         // For other hosts; they would find the filesystem all the same.
-        let marked = self
-            .cx
-            .cloud
-            .set_metadata(&record.volume_id, FORMATTED, record.fstype.as_str())
-            .await;
+        let fstype = record.fstype.as_str();
+        let marked = self.cx.out.mark_formatted(&record.volume_id, fstype).await;
         if let Err(cause) = marked {
             tracing::warn!(
                 volume = self.name,
@@ -199,7 +219,7 @@ impl Worker {
             return Ok(());
         };
         record.formatted = formatted;
-        self.cx.store.save_record(record).await
+        self.cx.out.save_record(record).await
     }
 }
 

@@ -50,7 +50,7 @@ impl Worker {
             return false;
         };
         let path = live.device.path();
-        let outcome = tokio::time::timeout_at(deadline, live.device.hand_over()).await;
+        let outcome = tokio::time::timeout_at(deadline, self.cx.out.hand_over(live.device)).await;
         let left = match outcome {
             Ok(Ok(())) => {
                 tracing::info!(
@@ -112,7 +112,7 @@ impl Worker {
             "still in use while the daemon stops: flushed and cut off, later writes of its users fail"
         );
         if let Some(at) = self.mountpoint.take() {
-            match tokio::time::timeout(SYNC_TIMEOUT, self.cx.platform.sync(&at)).await {
+            match tokio::time::timeout(SYNC_TIMEOUT, self.cx.out.sync(&at)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(cause)) => tracing::error!(
                     volume = self.name,
@@ -121,7 +121,7 @@ impl Worker {
                 ),
                 Err(_) => tracing::error!(volume = self.name, "write-back did not end in time"),
             }
-            if let Err(cause) = self.cx.platform.unmount(&at, true).await {
+            if let Err(cause) = self.cx.out.unmount(&at, true).await {
                 tracing::error!(
                     volume = self.name,
                     error = line(&*cause),
@@ -159,6 +159,10 @@ impl Worker {
             Ok(()) => self.settle_left().await,
             Err(error) => Err(error),
         };
+        let result = match result {
+            Ok(()) => self.settle_pending().await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = result {
             tracing::warn!(
                 volume = self.name,
@@ -182,14 +186,14 @@ impl Worker {
         };
         let path = live.device.path();
         if let Some(at) = self.mountpoint.clone() {
-            let users = self.cx.platform.users(&path, &at).await;
+            let users = self.cx.out.users(&path, &at).await;
             let users = users.map_err(|cause| {
                 Error::step(format!("asking who uses {}", path.display()), cause)
             })?;
             if !users.is_empty() {
                 return Err(Error::mounted(&self.name, &users));
             }
-            let unmounted = self.cx.platform.unmount(&at, false).await;
+            let unmounted = self.cx.out.unmount(&at, false).await;
             unmounted
                 .map_err(|cause| Error::step(format!("unmounting {}", at.display()), cause))?;
             self.mountpoint = None;
@@ -201,6 +205,7 @@ impl Worker {
         let Some(live) = self.live.take() else {
             return Ok(());
         };
+        self.sizes = None;
         let detached = attachment::detach(&self.cx, live, how).await;
         let result = detached.map_err(|failure| self.keep(failure));
         self.forget_unstored();

@@ -22,13 +22,14 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::{Marks, RETRY_INTERVAL, Worker};
-use crate::volume::attachment::{self, Attached};
+use crate::volume::attachment::Attached;
 use crate::volume::error::{Error, line};
-use crate::volume::journal::Entry;
-use crate::volume::platform::Device;
+use crate::volume::journal::{Entry, Phase};
+use crate::volume::outside::Served;
+use crate::volume::recover;
 
 /// How an attempt ended.
-pub(super) type Ended = Result<Result<Box<dyn Device>, Error>, JoinError>;
+pub(super) type Ended = Result<Result<Served, Error>, JoinError>;
 
 /// A device of the kernel that nobody serves.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(super) struct Waiting {
     pub(super) entry: Entry,
     /// Once the kernel was asked.
     pub(super) path: Option<PathBuf>,
-    attempt: Option<JoinHandle<Result<Box<dyn Device>, Error>>>,
+    attempt: Option<JoinHandle<Result<Served, Error>>>,
     /// Of attempts, in a row.
     failures: u32,
 }
@@ -104,7 +105,7 @@ impl Worker {
             return Ok(());
         };
         let (cx, entry) = (Arc::clone(&self.cx), waiting.entry.clone());
-        let attempt = async move { attachment::take_over(&cx, &entry).await };
+        let attempt = async move { recover::take_over(&cx, &entry).await };
         waiting.attempt = Some(tokio::spawn(attempt));
         Ok(())
     }
@@ -114,7 +115,7 @@ impl Worker {
         let Some(waiting) = &mut self.waiting else {
             return Ok(());
         };
-        let Some(path) = attachment::find_device(&self.cx, &waiting.entry).await? else {
+        let Some(path) = recover::find_device(&self.cx, &waiting.entry).await? else {
             if let Some(waiting) = self.waiting.take() {
                 tracing::info!(
                     volume = self.name,
@@ -128,7 +129,7 @@ impl Worker {
         };
         waiting.path = Some(path.clone());
         if let Some(at) = self.mountpoint.clone() {
-            let mounted = self.cx.platform.is_mounted(&path, &at).await;
+            let mounted = self.cx.out.is_mounted(&path, &at).await;
             let mounted = mounted
                 .map_err(|cause| Error::step(format!("looking at {}", at.display()), cause))?;
             if !mounted {
@@ -164,8 +165,10 @@ impl Worker {
         self.waiting = Some(waiting);
     }
 
-    async fn go_on(&mut self, waiting: Waiting, device: Box<dyn Device>) {
-        let entry = waiting.entry;
+    async fn go_on(&mut self, waiting: Waiting, device: Served) {
+        let mut entry = waiting.entry;
+        // One that was on its way back is in use again, until it is seen below that nobody wants it.
+        let was_leaving = std::mem::replace(&mut entry.phase, Phase::Attached) == Phase::Detaching;
         let standing = entry.standing.as_ref();
         let told = |text: Option<&String>| text.cloned().unwrap_or_default();
         let live = Attached {
@@ -181,9 +184,18 @@ impl Worker {
             mounts = self.count(),
             "served again"
         );
+        let entry = live.entry.clone();
         self.live = Some(live);
         self.last_error = None;
+        if was_leaving && let Err(error) = self.cx.out.save_entry(&entry).await {
+            tracing::warn!(
+                volume = self.name,
+                error = line(&error),
+                "the journal still says that it is on its way back"
+            );
+        }
         self.note().await;
+        self.measure().await;
         // What nobody wants any more, and what else was left, comes off now.
         self.again_at = Some(Instant::now());
     }
@@ -230,7 +242,7 @@ impl Worker {
         };
         if let Some(path) = waiting.path.clone() {
             let at = self.mountpoint.clone().unwrap_or_default();
-            let users = self.cx.platform.users(&path, &at).await;
+            let users = self.cx.out.users(&path, &at).await;
             let users = users.map_err(|cause| {
                 Error::step(format!("asking who uses {}", path.display()), cause)
             })?;

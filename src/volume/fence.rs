@@ -1,0 +1,108 @@
+//! Keeping another host from writing to a LUN, by persistent reservations, and ending that.
+//!
+//! A room of its own because it speaks to the unit itself, over a session of its own, before there is a device.
+//!
+//! Source: SPC-4 5.12.7 (registering), 5.12.9 (reserving), 5.12.11 (preempting), 5.12.11.3 (clearing).
+//!
+//! ```text
+//!  raise:  REGISTER AND IGNORE EXISTING KEY, ours
+//!          nobody holds it: RESERVE, write exclusive - registrants only;  somebody does: PREEMPT AND ABORT of the holder's key
+//!          PREEMPT AND ABORT of every other key: what these have at work is ended, and nothing of theirs is done later
+//!          READ RESERVATION: it is ours, or the fence is not up
+//!  lower:  REGISTER AND IGNORE EXISTING KEY, CLEAR
+//! ```
+//!
+//! Invariant: `raise` ends well only if the unit itself has said that the reservation is ours.
+
+use std::time::Duration;
+
+use iscsi::client::{Disk, Error as Refusal};
+use iscsi::scsi::Status;
+use iscsi::scsi::reservation::{ReservationKey, ReservationType};
+
+use super::error::{Cause, Error};
+use crate::lun::LunSpec;
+
+/// Registrants write, all others are refused; readers are harmless.
+const KIND: ReservationType = ReservationType::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
+/// For the login and all commands. Chosen freely, above what a target that works needs.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// From now on the unit takes writes of this session alone.
+///
+/// # Errors
+/// No login, no persistent reservations, or somebody else has made another one meanwhile.
+pub(crate) async fn raise(spec: LunSpec, key: u64) -> Result<(), Cause> {
+    bounded(spec, async |disk| {
+        let ours = ReservationKey(key);
+        disk.reservations().register_anyway(ours, false).await?;
+        match disk.reservations().reservation().await?.holder {
+            None => disk.reservations().reserve(ours, KIND).await?,
+            // Held by all registrants, of whom we are one: there is nobody to preempt but each of them, below.
+            Some((ReservationKey(0), _)) => {}
+            Some((holder, _)) if holder != ours => preempt(disk, ours, holder).await?,
+            Some(_) => {}
+        }
+        let mut others = disk.reservations().keys().await?.keys;
+        others.sort_unstable();
+        others.dedup();
+        for other in others.into_iter().filter(|other| *other != ours) {
+            preempt(disk, ours, other).await?;
+        }
+        match disk.reservations().reservation().await?.holder {
+            Some((holder, KIND)) if holder == ours => Ok(()),
+            _ => Err(Error::Invalid {
+                what: "the unit does not say that the reservation is ours".to_owned(),
+            }
+            .into()),
+        }
+    })
+    .await
+}
+
+/// Everyone the unit is exported to may write again.
+///
+/// # Errors
+/// No login, or the unit refused. One that knows no reservations has none.
+pub(crate) async fn lower(spec: LunSpec, key: u64) -> Result<(), Cause> {
+    bounded(spec, async |disk| {
+        let ours = ReservationKey(key);
+        match disk.reservations().register_anyway(ours, false).await {
+            Ok(()) => {}
+            // Another unit than the one that was fenced, in the eyes of an array that makes the LUN anew.
+            Err(Refusal::Refused { status, .. }) if status == Status::CHECK_CONDITION => {
+                tracing::debug!("the unit knows no persistent reservations: there is none to end");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(disk.reservations().clear(ours).await?)
+    })
+    .await
+}
+
+async fn preempt(disk: &Disk, ours: ReservationKey, other: ReservationKey) -> Result<(), Refusal> {
+    let reservations = disk.reservations();
+    reservations.preempt(ours, other, KIND, true).await
+}
+
+async fn bounded(
+    spec: LunSpec,
+    work: impl AsyncFnOnce(&Disk) -> Result<(), Cause>,
+) -> Result<(), Cause> {
+    let whole = async {
+        let disk = Disk::open(&spec.session, spec.lun).await?;
+        let done = work(&disk).await;
+        // The registration and the reservation outlive the session (SPC-4 5.12.5); a logout that fails changes nothing.
+        let closed = disk.close().await;
+        if let Err(error) = closed {
+            tracing::debug!(%error, "the control session did not end in order");
+        }
+        done
+    };
+    tokio::time::timeout(PATIENCE, whole)
+        .await
+        .map_err(|_| Error::Invalid {
+            what: format!("the target did not answer within {} s", PATIENCE.as_secs()),
+        })?
+}
