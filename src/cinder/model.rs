@@ -97,6 +97,8 @@ pub struct NewVolume {
     pub source_volid: Option<String>,
     /// From an image.
     pub image: Option<String>,
+    /// Where the scheduler is to put it; none by default.
+    pub scheduler_hints: BTreeMap<String, String>,
     /// Free-form.
     pub metadata: BTreeMap<String, String>,
 }

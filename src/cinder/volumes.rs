@@ -435,11 +435,17 @@ fn create_body(new: &NewVolume, mark: &str) -> Result<Value, Error> {
             volume[key] = value.as_str().into();
         }
     }
-    Ok(json!({"volume": volume}))
+    let mut body = json!({"volume": volume});
+    if !new.scheduler_hints.is_empty() {
+        body["OS-SCH-HNT:scheduler_hints"] = json!(new.scheduler_hints);
+    }
+    Ok(body)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -458,6 +464,22 @@ mod tests {
             body["volume"],
             json!({"name": "v", "snapshot_id": "s", "metadata": {MARK: "m"}})
         );
+    }
+
+    #[test]
+    fn hints_stand_beside_the_volume() {
+        let new = NewVolume {
+            name: "v".into(),
+            size: 1,
+            scheduler_hints: BTreeMap::from([("same_host".to_owned(), "u".to_owned())]),
+            ..NewVolume::default()
+        };
+        let body = create_body(&new, "m").unwrap();
+        assert_eq!(
+            body["OS-SCH-HNT:scheduler_hints"],
+            json!({"same_host": "u"})
+        );
+        assert!(body["volume"].get("scheduler_hints").is_none());
     }
 
     #[test]

@@ -340,9 +340,18 @@ pub struct VolumeCreate {
     /// Make it from this image
     #[arg(long, value_name = "ID", group = "origin")]
     pub image: Option<String>,
+    /// Where Cinder is to put it, as in `same_host=UUID`; may be repeated
+    #[arg(long = "hint", value_name = "NAME=VALUE", value_parser = hint)]
+    pub hints: Vec<(String, String)>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,
+}
+
+fn hint(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or("write NAME=VALUE, as in same_host=UUID")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// `volume show`.

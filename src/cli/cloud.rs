@@ -41,6 +41,7 @@ async fn create(config: &Config, options: VolumeCreate) -> anyhow::Result<()> {
         snapshot_id: options.snapshot,
         source_volid: options.source,
         image: options.image,
+        scheduler_hints: options.hints.into_iter().collect(),
         // Blank, and ours: the daemon may make a filesystem on it when Docker mounts it.
         metadata: BTreeMap::from([(CREATED_BY.to_owned(), config.host.clone())]),
     };

@@ -214,8 +214,8 @@ async fn what_cannot_be_is_said_in_one_line() {
         ),
         (
             "VolumeDriver.Create",
-            create(json!({ "fstype": "xfs" })),
-            "not supported yet",
+            create(json!({ "fstype": "zfs" })),
+            "no known fstype",
         ),
         (
             "VolumeDriver.Create",

@@ -90,6 +90,13 @@ impl MountOptions {
         Ok(options)
     }
 
+    /// The same options, and one for the filesystem.
+    #[must_use]
+    pub fn with(mut self, word: &str) -> Self {
+        self.data.push(word.to_owned());
+        self
+    }
+
     /// The same options, read-only.
     #[must_use]
     pub fn read_only(mut self) -> Self {

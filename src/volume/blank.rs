@@ -38,6 +38,15 @@ pub(crate) async fn inspect(device: &Path) -> Result<Content, Cause> {
     }
 }
 
+/// As `inspect`, for an ordinary file, which has no cache of its own.
+#[cfg(test)]
+pub(crate) async fn inspect_file(file: &Path) -> Result<Content, Cause> {
+    match probe(file).await? {
+        Some(content) => Ok(content),
+        None => read_all_regions(file).await,
+    }
+}
+
 /// What libblkid says: none when it found nothing.
 async fn probe(device: &Path) -> Result<Option<Content>, Cause> {
     let mut command = tokio::process::Command::new("blkid");
@@ -178,6 +187,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
 
+    use super::super::MkfsOptions;
     use super::*;
 
     fn output(wait_status: i32, stdout: &str) -> Output {
@@ -288,9 +298,13 @@ mod tests {
         file.as_file().set_len(16 * MIB).unwrap();
         assert_eq!(probe(file.path()).await.unwrap(), None);
         assert_eq!(read_all_regions(file.path()).await.unwrap(), Content::Blank);
-        super::super::filesystem::format(file.path(), super::super::Fstype::Ext4)
-            .await
-            .unwrap();
+        super::super::filesystem::format(
+            file.path(),
+            super::super::Fstype::Ext4,
+            &MkfsOptions::default(),
+        )
+        .await
+        .unwrap();
         let found = probe(file.path()).await.unwrap();
         assert_eq!(found, Some(Content::Filesystem("ext4".to_owned())));
     }
@@ -301,9 +315,13 @@ mod tests {
     async fn a_filesystem_whose_head_was_lost_is_not_blank() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(256 * MIB).unwrap();
-        super::super::filesystem::format(file.path(), super::super::Fstype::Ext4)
-            .await
-            .unwrap();
+        super::super::filesystem::format(
+            file.path(),
+            super::super::Fstype::Ext4,
+            &MkfsOptions::default(),
+        )
+        .await
+        .unwrap();
         file.write_all(&vec![0; 4 << 20]).unwrap();
         assert_eq!(probe(file.path()).await.unwrap(), None);
         assert!(matches!(

@@ -136,7 +136,7 @@ impl Engine {
     /// The name or the options cannot be; Cinder refused.
     pub async fn create(&self, name: &str, request: CreateRequest) -> Result<View, Error> {
         let name: VolumeName = name.parse()?;
-        self.ask(name.as_str(), |reply| Command::Create(request, reply))
+        self.ask(name.as_str(), |reply| Command::Create(Box::new(request), reply))
             .await
     }
 

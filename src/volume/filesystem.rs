@@ -1,98 +1,28 @@
-//! Making a filesystem, mounting and unmounting it: the work, not the decision (`attachment` and
-//! `worker` decide).
+//! Making a filesystem, checking, mounting, growing and unmounting it: the work, not the decision (`worker` decides).
 //!
 //! Invariants:
-//! 1. mkfs is never forced. It refuses a device that is mounted or in use, and so it shall.
+//! 1. mkfs is never forced, a check never destroys.
 //! 2. The mountpoint directory exists only while something is mounted there; it is mode 0
 //!    underneath, so that nobody but root writes to the host's disk when the volume is not there.
+
+mod check;
+mod grow;
+mod make;
+mod tool;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
 
-use super::error::{Cause, Error};
-use super::platform::MountOptions;
-use super::request::Fstype;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::layout::{Fstype, Top};
+use super::platform::{Handing, MountOptions};
 use crate::sys::{blkdev, mount};
 
-/// Makes a filesystem on a device that was proved blank.
-///
-/// # Errors
-/// mkfs is missing, failed, or took longer than any sane device needs.
-pub(crate) async fn format(device: &Path, fstype: Fstype) -> Result<(), Cause> {
-    let tool = match fstype {
-        Fstype::Ext4 => "mkfs.ext4",
-    };
-    let mut command = tokio::process::Command::new(tool);
-    // Inode tables and journal are zeroed by the kernel after the mount: minutes on a large volume
-    // otherwise, and Docker gives a mount two. No discard: the device was just proved blank. No
-    // reserve for root: it holds data only.
-    command.args([
-        "-q",
-        "-m",
-        "0",
-        "-E",
-        "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
-        "--",
-    ]);
-    command
-        .arg(device)
-        .env("LC_ALL", "C")
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(FORMAT_TIMEOUT, command.output())
-        .await
-        .map_err(|_| Error::Invalid {
-            what: format!("{tool} did not end within {} s", FORMAT_TIMEOUT.as_secs()),
-        })?
-        .map_err(|error| Error::step(format!("running {tool} (package e2fsprogs)"), error))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::Invalid {
-        what: format!("{tool} failed ({}): {}", output.status, said.trim()),
-    }
-    .into())
-}
-
-/// A lazy mkfs writes some MiB a TiB; ten minutes is a target that has stopped.
-const FORMAT_TIMEOUT: Duration = Duration::from_mins(10);
-
-/// Makes the mounted filesystem as large as its device, while it is used.
-///
-/// # Errors
-/// The tool is missing, failed, or took longer than a growth does.
-pub(crate) async fn grow(device: &Path, mountpoint: &Path, fstype: Fstype) -> Result<(), Cause> {
-    let (tool, package, place) = match fstype {
-        Fstype::Ext4 => ("resize2fs", "e2fsprogs", device),
-    };
-    tracing::debug!(device = %device.display(), at = %mountpoint.display(), tool, "growing");
-    let mut command = tokio::process::Command::new(tool);
-    command
-        .arg(place)
-        .env("LC_ALL", "C")
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(GROW_TIMEOUT, command.output())
-        .await
-        .map_err(|_| Error::Invalid {
-            what: format!("{tool} did not end within {} s", GROW_TIMEOUT.as_secs()),
-        })?
-        .map_err(|error| Error::step(format!("running {tool} (package {package})"), error))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::Invalid {
-        what: format!("{tool} failed ({}): {}", output.status, said.trim()),
-    }
-    .into())
-}
-
-/// Growing writes a few blocks for each 128 MiB; ten minutes is a target that has stopped.
-const GROW_TIMEOUT: Duration = Duration::from_mins(10);
+pub(crate) use check::mend;
+pub(crate) use grow::grow;
+pub(crate) use make::format;
 
 /// Bytes of what is mounted there. Blocks.
 ///
@@ -112,7 +42,7 @@ pub(crate) fn mount_at(
     mountpoint: &Path,
     fstype: Fstype,
     options: &MountOptions,
-    fresh: bool,
+    handing: &Handing,
 ) -> io::Result<()> {
     if let Some(parent) = mountpoint.parent() {
         // Docker's daemon is root; nobody else needs the list of names.
@@ -136,30 +66,72 @@ pub(crate) fn mount_at(
         }
         Err(error) => return Err(error),
     }
-    let mounted = mount::mount(device, mountpoint, fstype.as_str(), options);
+    // A clone of an XFS has its UUID, and the kernel would not mount it beside its origin; nothing but that check depends
+    // on it.
+    let options = match fstype {
+        Fstype::Xfs => options.clone().with("nouuid"),
+        Fstype::Ext4 | Fstype::Btrfs => options.clone(),
+    };
+    let mounted = mount::mount(device, mountpoint, fstype.as_str(), &options);
     if let Err(error) = mounted {
         // An empty directory that stays harms nobody, and the mount's error is the one to tell.
         let _ = std::fs::remove_dir(mountpoint);
         return Err(error);
     }
-    if fresh {
-        greet(mountpoint);
+    let handed = hand_out(mountpoint, handing);
+    if handed.is_err() {
+        // What cannot be handed out is not left mounted, and its own error is the one to tell.
+        let _ = unmount_at(mountpoint, false);
     }
-    Ok(())
+    handed
+}
+
+/// What users are to get is there.
+fn hand_out(mountpoint: &Path, Handing { top, is_fresh }: &Handing) -> io::Result<()> {
+    if *is_fresh {
+        greet(mountpoint, top)?;
+    }
+    let Some(subdir) = &top.subdir else {
+        return Ok(());
+    };
+    // Whoever writes to the volume may have put a link in its place, that leads out of it.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let found = rustix::fs::open(mountpoint, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|top| {
+            rustix::fs::openat2(
+                &top,
+                subdir,
+                OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+                resolve,
+            )
+        });
+    found.map(drop).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(
+            error.kind(),
+            format!(
+                "the volume has no directory {} of its own to hand out: {error}",
+                subdir.display()
+            ),
+        )
+    })
 }
 
 /// A fresh filesystem is handed over empty: databases refuse a directory with `lost+found` in it.
-/// `e2fsck` makes it anew when it needs one. Only ever done to a filesystem this very run has made,
-/// and only if it is empty.
-fn greet(mountpoint: &Path) {
+/// `e2fsck` makes it anew when it needs one. Only ever done to a filesystem that was just made, and that nobody
+/// was given yet.
+fn greet(mountpoint: &Path, top: &Top) -> io::Result<()> {
     let lost_and_found = mountpoint.join("lost+found");
     if let Err(error) = std::fs::remove_dir(&lost_and_found) {
         tracing::debug!(path = %lost_and_found.display(), %error, "lost+found stays");
     }
-    if let Err(error) = std::fs::set_permissions(mountpoint, std::fs::Permissions::from_mode(0o755))
-    {
-        tracing::debug!(path = %mountpoint.display(), %error, "the root directory keeps its mode");
-    }
+    let theirs = top.beneath(mountpoint);
+    std::fs::create_dir_all(&theirs)?;
+    // Before the mode: a change of owner takes some of its bits away.
+    std::os::unix::fs::chown(&theirs, top.uid, top.gid)?;
+    let mode = top.mode.unwrap_or(0o755);
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(mode))
 }
 
 /// Unmounts what is at the mountpoint and removes the directory. Blocks.

@@ -16,10 +16,11 @@ use uuid::Uuid;
 
 use super::error::{Cause, Error};
 use super::kept::{Keeping, Kept};
+use super::layout::{Fstype, MkfsOptions};
 use super::platform::{
-    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release, Sizes,
+    Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
+    Sizes,
 };
-use super::request::Fstype;
 use super::{blank, fence, filesystem};
 use crate::block::Backend;
 use crate::lun::{Identity, Lun, LunSpec};
@@ -162,8 +163,22 @@ impl Platform for Host {
         Box::pin(blank::inspect(device))
     }
 
-    fn format<'a>(&'a self, device: &'a Path, fstype: Fstype) -> BoxFuture<'a, Result<(), Cause>> {
-        Box::pin(filesystem::format(device, fstype))
+    fn format<'a>(
+        &'a self,
+        device: &'a Path,
+        fstype: Fstype,
+        options: MkfsOptions,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move { filesystem::format(device, fstype, &options).await })
+    }
+
+    fn mend<'a>(
+        &'a self,
+        device: &'a Path,
+        fstype: Fstype,
+        read_only: bool,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(filesystem::mend(device, fstype, read_only))
     }
 
     fn mount<'a>(
@@ -172,10 +187,10 @@ impl Platform for Host {
         mountpoint: &'a Path,
         fstype: Fstype,
         options: MountOptions,
-        fresh: bool,
+        handing: Handing,
     ) -> BoxFuture<'a, Result<(), Cause>> {
         let (device, at) = (device.to_owned(), mountpoint.to_owned());
-        blocking(move || filesystem::mount_at(&device, &at, fstype, &options, fresh))
+        blocking(move || filesystem::mount_at(&device, &at, fstype, &options, &handing))
     }
 
     fn unmount<'a>(&'a self, mountpoint: &'a Path, lazy: bool) -> BoxFuture<'a, Result<(), Cause>> {

@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::Error;
-use super::request::{Elsewhere, Fstype, Reclaim};
+use super::layout::{Fstype, MkfsOptions, Top};
+use super::request::{Elsewhere, Reclaim};
 use super::standing::Standing;
 
 /// What is known of a volume under its name here.
@@ -48,6 +49,12 @@ pub(crate) struct Record {
     pub(crate) fstype: Fstype,
     /// As after `mount -o`.
     pub(crate) mount_options: String,
+    /// What mkfs is told beyond ours.
+    #[serde(default, skip_serializing_if = "MkfsOptions::is_empty")]
+    pub(crate) mkfs_options: MkfsOptions,
+    /// How the top directory is handed out.
+    #[serde(default, skip_serializing_if = "Top::is_default")]
+    pub(crate) top: Top,
     /// Attach and mount without the right to write.
     pub(crate) read_only: bool,
     /// How far its filesystem has come.
@@ -127,7 +134,7 @@ impl Pending {
 pub(crate) enum Formatted {
     /// Never touched.
     No,
-    /// mkfs was begun; whether it ended is not known.
+    /// mkfs was begun; whether it ended is not known, and nobody was given what it made.
     Begun,
     /// It has, or had, a filesystem: if it looks blank now, something is wrong.
     Done,

@@ -24,6 +24,7 @@ mod host;
 mod journal;
 mod kept;
 mod lanes;
+mod layout;
 mod outside;
 mod platform;
 mod recover;
@@ -52,12 +53,14 @@ pub use engine::{Engine, Parting, Running};
 pub use error::{Cause, Error, line};
 pub use host::Host;
 pub use lanes::{lane_isid, session_params};
+pub use layout::{Fstype, MkfsOptions, Top, parse_mode, parse_subdir};
 pub use platform::{
-    Content, Device, DeviceSpec, Disconnected, MountOptions, MountUser, Platform, Release, Sizes,
+    Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
+    Sizes,
 };
 pub use request::{
-    AttachRequest, CreateRequest, Elsewhere, Fstype, Reclaim, SizeGib, State, StaticTarget, Status,
-    View, VolumeName,
+    AttachRequest, CreateRequest, Elsewhere, Reclaim, SizeGib, State, StaticTarget, Status, View,
+    VolumeName,
 };
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting

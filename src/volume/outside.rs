@@ -19,10 +19,10 @@ use super::address::{Address, Addresses};
 use super::cloud::Cloud;
 use super::error::{Cause, Error};
 use super::journal::{Entry, Record, Store};
+use super::layout::{Fstype, MkfsOptions};
 use super::platform::{
-    Content, Device, DeviceSpec, MountOptions, MountUser, Platform, Release, Sizes,
+    Content, Device, DeviceSpec, Handing, MountOptions, MountUser, Platform, Release, Sizes,
 };
-use super::request::Fstype;
 use super::step::Step;
 use crate::cinder::{ConnectionInfo, Connector, Holder, NewVolume, Volume};
 use crate::lun::LunSpec;
@@ -287,9 +287,24 @@ impl Outside {
         self.take(Step::Reclaim, work).await
     }
 
-    pub(crate) async fn format(&self, device: &Path, fstype: Fstype) -> Result<(), Cause> {
-        self.take(Step::Format, self.platform.format(device, fstype))
-            .await
+    pub(crate) async fn format(
+        &self,
+        device: &Path,
+        fstype: Fstype,
+        options: MkfsOptions,
+    ) -> Result<(), Cause> {
+        let work = self.platform.format(device, fstype, options);
+        self.take(Step::Format, work).await
+    }
+
+    pub(crate) async fn mend(
+        &self,
+        device: &Path,
+        fstype: Fstype,
+        read_only: bool,
+    ) -> Result<(), Cause> {
+        let work = self.platform.mend(device, fstype, read_only);
+        self.take(Step::Mend, work).await
     }
 
     pub(crate) async fn mount(
@@ -298,9 +313,9 @@ impl Outside {
         at: &Path,
         fstype: Fstype,
         options: MountOptions,
-        fresh: bool,
+        handing: Handing,
     ) -> Result<(), Cause> {
-        let work = self.platform.mount(device, at, fstype, options, fresh);
+        let work = self.platform.mount(device, at, fstype, options, handing);
         self.take(Step::Mount, work).await
     }
 

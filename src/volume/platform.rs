@@ -13,7 +13,7 @@ use iscsi::scsi::Identity;
 use uuid::Uuid;
 
 use super::error::Cause;
-use super::request::Fstype;
+use super::layout::{Fstype, MkfsOptions, Top};
 use crate::lun::LunSpec;
 pub use crate::sys::mount::{MountOptions, MountUser};
 
@@ -27,6 +27,15 @@ pub enum Content {
     Filesystem(String),
     /// Something else, in words.
     Other(String),
+}
+
+/// How a filesystem is given to its users.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Handing {
+    /// What they get.
+    pub top: Top,
+    /// It was just made: it is theirs empty, with the owner and mode that were asked for.
+    pub is_fresh: bool,
 }
 
 /// Sizes as the kernel has them.
@@ -109,17 +118,30 @@ pub trait Platform: Debug + Send + Sync + 'static {
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>>;
 
     /// Makes a filesystem. Whether this may be done is decided before.
-    fn format<'a>(&'a self, device: &'a Path, fstype: Fstype) -> BoxFuture<'a, Result<(), Cause>>;
+    fn format<'a>(
+        &'a self,
+        device: &'a Path,
+        fstype: Fstype,
+        options: MkfsOptions,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
 
-    /// Makes the mountpoint and mounts. `fresh`: the filesystem was just made; it is given to its
-    /// users empty.
+    /// Looks at a filesystem that was there before it is mounted, and mends what can be mended without asking; nothing
+    /// is mended read-only.
+    fn mend<'a>(
+        &'a self,
+        device: &'a Path,
+        fstype: Fstype,
+        read_only: bool,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Makes the mountpoint and mounts. What users get of it is there then, or nothing is mounted.
     fn mount<'a>(
         &'a self,
         device: &'a Path,
         mountpoint: &'a Path,
         fstype: Fstype,
         options: MountOptions,
-        fresh: bool,
+        handing: Handing,
     ) -> BoxFuture<'a, Result<(), Cause>>;
 
     /// Unmounts and removes the mountpoint. Nothing mounted there is done.

@@ -3,6 +3,7 @@
 //! Parsed here once for the command line, the control socket and Docker alike; a value that exists
 //! is legal.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use iscsi::proto::{ChapCredentials, IscsiName, Portal};
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::layout::{Fstype, MkfsOptions, Top};
 use crate::sys::mount::MountOptions;
 
 /// A name under which a volume is known here: what Docker's own driver allows, so that no name
@@ -92,42 +94,6 @@ impl FromStr for SizeGib {
 
 /// 8 EiB, beyond which the byte count of a device does not fit the kernel's signed 64 bits.
 const SIZE_GIB_MAX: u64 = (1 << 33) - 1;
-
-/// A filesystem that can be made and mounted here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Fstype {
-    /// The only one of this release.
-    Ext4,
-}
-
-impl Fstype {
-    /// As mount(8) spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-        }
-    }
-}
-
-impl FromStr for Fstype {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "ext4" => Ok(Self::Ext4),
-            "xfs" | "btrfs" | "ext2" | "ext3" | "f2fs" => Err(Error::Invalid {
-                what: format!(
-                    "fstype {text} is not supported yet; this release makes and mounts ext4"
-                ),
-            }),
-            _ => Err(Error::Invalid {
-                what: format!("{text:?} is no known fstype; use ext4"),
-            }),
-        }
-    }
-}
 
 /// What a removal does with the volume in Cinder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +222,12 @@ pub struct CreateRequest {
     pub volume_id: Option<String>,
     /// As after `mount -o`; checked.
     pub mount_options: Option<String>,
+    /// What mkfs is told beyond ours; checked against the filesystem.
+    pub mkfs_options: Option<String>,
+    /// How the top directory is handed out.
+    pub top: Top,
+    /// Where Cinder is to put it: names and values of its scheduler hints.
+    pub scheduler_hints: BTreeMap<String, String>,
     /// Shown by Cinder.
     pub description: Option<String>,
     /// Attach and mount without the right to write.
@@ -298,6 +270,14 @@ impl CreateRequest {
             });
         }
         parse_mount_options(self.mount_options.as_deref().unwrap_or_default()).map(drop)
+    }
+
+    /// The mkfs options, for a filesystem that may be the default one.
+    ///
+    /// # Errors
+    /// One that is not allowed there.
+    pub fn mkfs_options(&self, fstype: Fstype) -> Result<MkfsOptions, Error> {
+        MkfsOptions::parse(self.mkfs_options.as_deref().unwrap_or_default(), fstype)
     }
 }
 
@@ -506,23 +486,5 @@ mod tests {
             ..CreateRequest::default()
         };
         assert!(adopted.check().is_err());
-    }
-
-    #[test]
-    fn other_filesystems_are_named_as_not_yet() {
-        assert!(
-            "xfs"
-                .parse::<Fstype>()
-                .unwrap_err()
-                .to_string()
-                .contains("not supported yet")
-        );
-        assert!(
-            "nonsense"
-                .parse::<Fstype>()
-                .unwrap_err()
-                .to_string()
-                .contains("no known fstype")
-        );
     }
 }

@@ -14,6 +14,7 @@
 //!  Complete         entry: completing                  the device, perhaps in-use       disconnects, deletes the row
 //!  Format           record: formatting begun           perhaps a filesystem             serves it again; mkfs only if still blank
 //!  MarkFormatted    record: formatted                  the mark, or not                 serves it again
+//!  Mend             entry: mountpoint                  a part of the mending             serves it again; mends at the next mount
 //!  Mount            entry: mountpoint                  perhaps a mount                  serves it again; unwanted, it is unmounted
 //!  Unmount          entry: mountpoint                  perhaps a mount                  serves it again; unwanted, it comes off
 //!  Disconnect       entry: detaching                   the device, or not               serves it again and ends it in order
@@ -63,6 +64,8 @@ pub(crate) enum Step {
     Format,
     /// The volume's metadata say that it has a filesystem.
     MarkFormatted,
+    /// A filesystem that was there is checked, and mended where that needs no answer.
+    Mend,
     /// The filesystem is mounted.
     Mount,
     /// The filesystem is unmounted.
@@ -129,7 +132,7 @@ impl Step {
             Self::MakeDevice => Intent::Entry(&[Phase::Exporting]),
             Self::Complete => Intent::Entry(&[Phase::Completing]),
             Self::Format | Self::MarkFormatted => Intent::Formatting,
-            Self::Mount | Self::Unmount => Intent::Mountpoint,
+            Self::Mend | Self::Mount | Self::Unmount => Intent::Mountpoint,
             Self::Disconnect => Intent::Entry(&[Phase::Detaching]),
             Self::HandOver => Intent::Entry(&[Phase::Attached]),
             Self::Adopt => Intent::Entry(&[Phase::Attached, Phase::Detaching]),
@@ -162,7 +165,8 @@ impl Step {
             Some(Self::MakeDevice) => Self::Complete,
             Some(Self::Complete) => Self::Format,
             Some(Self::Format) => Self::MarkFormatted,
-            Some(Self::MarkFormatted) => Self::Mount,
+            Some(Self::MarkFormatted) => Self::Mend,
+            Some(Self::Mend) => Self::Mount,
             Some(Self::Mount) => Self::Unmount,
             Some(Self::Unmount) => Self::Disconnect,
             Some(Self::Disconnect) => Self::DeleteAttachment,

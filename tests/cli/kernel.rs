@@ -13,15 +13,15 @@ use support::cloud::Cloud;
 use crate::bed::{Home, Running, kernel_has_nbd, signal, wait_until};
 
 /// A cloud, a daemon on it, and a mount through Docker's socket.
-struct Host {
+pub(crate) struct Host {
     cloud: Cloud,
-    home: Home,
+    pub(crate) home: Home,
     daemon: Running,
 }
 
 impl Host {
     /// None where the kernel cannot.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if !kernel_has_nbd() {
             assert!(
                 std::env::var_os("CINDER_NBD_IN_VM").is_none(),
@@ -42,12 +42,12 @@ impl Host {
         })
     }
 
-    fn call(&self, call: &str, body: &str) -> serde_json::Value {
+    pub(crate) fn call(&self, call: &str, body: &str) -> serde_json::Value {
         self.home.docker(call, body)
     }
 
     #[track_caller]
-    fn done(&self, call: &str, body: &str) -> serde_json::Value {
+    pub(crate) fn done(&self, call: &str, body: &str) -> serde_json::Value {
         let answer = self.call(call, body);
         assert_eq!(answer["Err"], "", "{call} {body}: {answer}");
         answer
@@ -57,6 +57,12 @@ impl Host {
     #[track_caller]
     fn mounted(&self, name: &str) -> PathBuf {
         self.done("VolumeDriver.Create", &format!(r#"{{"Name":"{name}"}}"#));
+        self.mount(name)
+    }
+
+    /// Where a volume that exists is mounted for Docker.
+    #[track_caller]
+    pub(crate) fn mount(&self, name: &str) -> PathBuf {
         let answer = self.done(
             "VolumeDriver.Mount",
             &format!(r#"{{"Name":"{name}","ID":"c1"}}"#),
@@ -64,14 +70,14 @@ impl Host {
         PathBuf::from(answer["Mountpoint"].as_str().unwrap())
     }
 
-    fn unmount(&self, name: &str) {
+    pub(crate) fn unmount(&self, name: &str) {
         self.done(
             "VolumeDriver.Unmount",
             &format!(r#"{{"Name":"{name}","ID":"c1"}}"#),
         );
     }
 
-    fn view(&self, name: &str) -> serde_json::Value {
+    pub(crate) fn view(&self, name: &str) -> serde_json::Value {
         let views = self.home.run(&["list", "--json"]).ok().stdout;
         let views: Vec<serde_json::Value> = serde_json::from_str(&views).unwrap();
         views
@@ -81,7 +87,7 @@ impl Host {
     }
 
     #[track_caller]
-    fn assert_nothing_is_left(&self) {
+    pub(crate) fn assert_nothing_is_left(&self) {
         assert!(
             self.cloud.attachments().is_empty(),
             "{:?}",

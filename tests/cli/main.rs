@@ -10,6 +10,7 @@
 
 mod bed;
 mod cloud;
+mod filesystems;
 mod kernel;
 mod supervise;
 mod target;

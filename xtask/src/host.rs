@@ -34,6 +34,8 @@ pub(crate) const FUZZ: &[&str] = &["g++"];
 pub(crate) const DEMO: &[&str] = &["e2fsprogs", "kmod", "mount"];
 /// The independent judges on the host.
 pub(crate) const INTEROP: &[&str] = &[
+    "btrfs-progs",
+    "e2fsprogs",
     "fio",
     "libiscsi-bin",
     "libnbd-bin",
@@ -45,6 +47,7 @@ pub(crate) const INTEROP: &[&str] = &[
     "qemu-utils",
     "systemd",
     "tgt",
+    "xfsprogs",
 ];
 /// The peers of the comparison, `qemu-nbd` aside (see `bench::peer`).
 pub(crate) const BENCH: &[&str] = &["fio", "libiscsi-bin", "tgt"];

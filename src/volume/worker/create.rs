@@ -19,6 +19,7 @@ use super::{RETRY_INTERVAL, Worker, marks_of};
 use crate::cinder::{NewVolume, Volume};
 use crate::volume::error::{Error, line};
 use crate::volume::journal::{Formatted, Pending, Record};
+use crate::volume::layout::{MkfsOptions, Top};
 use crate::volume::platform::Release;
 use crate::volume::request::{CreateRequest, SizeGib, View};
 use crate::volume::takeover;
@@ -44,7 +45,7 @@ impl Worker {
         };
         let mut record = self.record_of(&volume);
         record.adopted = request.volume_id.is_some();
-        self.keep_record(wishes(record, &request)).await?;
+        self.keep_record(wishes(record, &request)?).await?;
         Ok(self.view())
     }
 
@@ -65,13 +66,14 @@ impl Worker {
             snapshot_id: request.snapshot_id.clone(),
             source_volid: request.source_volid.clone(),
             image: request.image.clone(),
+            scheduler_hints: request.scheduler_hints.clone(),
             metadata: BTreeMap::from(marks),
         };
         let begun = Record {
             pending: Some(Pending::Create { mark }),
             ..self.blank_record(new.size)
         };
-        self.keep_record(wishes(begun, request)).await?;
+        self.keep_record(wishes(begun, request)?).await?;
         match self.cx.out.create_volume(new).await {
             Ok(volume) => {
                 self.made(&volume).await?;
@@ -198,6 +200,8 @@ impl Worker {
             Some(begun) => Record {
                 fstype: begun.fstype,
                 mount_options: begun.mount_options,
+                mkfs_options: begun.mkfs_options,
+                top: begun.top,
                 read_only: begun.read_only,
                 reclaim: begun.reclaim,
                 elsewhere: begun.elsewhere,
@@ -318,6 +322,8 @@ impl Worker {
             created_by_us: false,
             fstype: self.cx.settings.default_fstype,
             mount_options: String::new(),
+            mkfs_options: MkfsOptions::default(),
+            top: Top::default(),
             read_only: false,
             formatted: Formatted::No,
             grown_gib: None,
@@ -330,15 +336,18 @@ impl Worker {
 }
 
 /// What was asked for beyond the volume itself.
-fn wishes(record: Record, request: &CreateRequest) -> Record {
-    Record {
-        fstype: request.fstype.unwrap_or(record.fstype),
+fn wishes(record: Record, request: &CreateRequest) -> Result<Record, Error> {
+    let fstype = request.fstype.unwrap_or(record.fstype);
+    Ok(Record {
+        fstype,
+        mkfs_options: request.mkfs_options(fstype)?,
+        top: request.top.clone(),
         mount_options: request.mount_options.clone().unwrap_or_default(),
         read_only: request.read_only,
         reclaim: request.reclaim,
         elsewhere: request.elsewhere,
         ..record
-    }
+    })
 }
 
 /// The first few of them, for a line.

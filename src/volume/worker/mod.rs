@@ -46,7 +46,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 /// What can be asked of a volume.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Create(CreateRequest, Reply<View>),
+    Create(Box<CreateRequest>, Reply<View>),
     Remove(Reply<()>),
     Attach {
         volume: Option<Box<Volume>>,
@@ -257,7 +257,7 @@ impl Worker {
         }
         match command {
             Command::Create(request, reply) => {
-                let result = self.create(request).await;
+                let result = self.create(*request).await;
                 self.answer("create", reply, result);
             }
             Command::Remove(reply) => {
@@ -475,7 +475,7 @@ impl Worker {
             identity: live
                 .map(|live| live.device.identity().to_string())
                 .or_else(|| Some(standing?.unit.identity()?.to_string())),
-            mountpoint: self.mountpoint.clone(),
+            mountpoint: self.mountpoint.as_deref().map(|at| self.handed_out(at)),
             mounts: self.count(),
             held: self.held,
             last_error: self.last_error.clone(),

@@ -11,8 +11,9 @@ use super::{RETRY_INTERVAL, Worker};
 use crate::volume::attachment::Attached;
 use crate::volume::error::{Cause, Error, line};
 use crate::volume::journal::{Formatted, Record};
-use crate::volume::platform::{Content, Release};
-use crate::volume::request::{AttachRequest, Fstype, parse_mount_options};
+use crate::volume::layout::Fstype;
+use crate::volume::platform::{Content, Handing, Release};
+use crate::volume::request::{AttachRequest, parse_mount_options};
 
 impl Worker {
     pub(super) async fn mount(&mut self, id: &str) -> Result<PathBuf, Error> {
@@ -85,7 +86,7 @@ impl Worker {
         };
         let mounted = self.cx.out.is_mounted(&device, at).await;
         if mounted.map_err(|cause| Error::step(format!("looking at {}", at.display()), cause))? {
-            return Ok(Some(at.clone()));
+            return Ok(Some(self.handed_out(at)));
         }
         tracing::warn!(
             volume = self.name,
@@ -93,6 +94,14 @@ impl Worker {
         );
         self.mountpoint = None;
         Ok(None)
+    }
+
+    /// What users of the mounted filesystem get.
+    pub(super) fn handed_out(&self, mountpoint: &Path) -> PathBuf {
+        match &self.record {
+            Some(record) => record.top.beneath(mountpoint),
+            None => mountpoint.to_owned(),
+        }
     }
 
     /// From a device to a mounted filesystem.
@@ -113,7 +122,13 @@ impl Worker {
         let inspected = self.cx.out.inspect(&device).await;
         let content = inspected.map_err(|cause| step("looking at what is on", &device, cause))?;
         let fresh = match content {
-            Content::Filesystem(found) if found == record.fstype.as_str() => false,
+            Content::Filesystem(found) if found == record.fstype.as_str() => {
+                let read_only = record.read_only || live.read_only;
+                let mended = self.cx.out.mend(&device, record.fstype, read_only).await;
+                mended.map_err(|cause| step("checking the filesystem on", &device, cause))?;
+                // What mkfs has made before it could be handed out.
+                record.formatted == Formatted::Begun && self.may_format(&record).is_ok()
+            }
             Content::Filesystem(found) => {
                 let remedy = "it was asked for as another filesystem and is left alone; use 'cinder-nbd attach'";
                 return Err(Error::NotMountable {
@@ -141,17 +156,21 @@ impl Worker {
         if record.read_only {
             options = options.read_only();
         }
+        let handing = Handing {
+            top: record.top.clone(),
+            is_fresh: fresh,
+        };
         let mounted = self
             .cx
             .out
-            .mount(&device, &at, record.fstype, options, fresh)
+            .mount(&device, &at, record.fstype, options, handing)
             .await;
         mounted.map_err(|cause| step("mounting", &device, cause))?;
-        if !fresh && record.formatted != Formatted::Done {
+        self.mountpoint = Some(at.clone());
+        if record.formatted != Formatted::Done {
             self.remember(Formatted::Done).await?;
         }
-        self.mountpoint = Some(at.clone());
-        Ok(at)
+        Ok(record.top.beneath(&at))
     }
 
     /// The options of the record; a volume that another host may be writing is read as it is, without its log.
@@ -162,6 +181,8 @@ impl Worker {
         }
         let without_log = match record.fstype {
             Fstype::Ext4 => "noload",
+            Fstype::Xfs => "norecovery",
+            Fstype::Btrfs => "rescue=nologreplay",
         };
         let options = [record.mount_options.as_str(), without_log];
         let options = options.into_iter().filter(|option| !option.is_empty());
@@ -194,13 +215,14 @@ impl Worker {
             fstype = record.fstype.as_str(),
             "making a filesystem"
         );
-        let formatted = self.cx.out.format(device, record.fstype).await;
+        let options = record.mkfs_options.clone();
+        let formatted = self.cx.out.format(device, record.fstype, options).await;
         formatted.map_err(|cause| step("making a filesystem on", device, cause))?;
         self.marks.formatted = true;
         if let Some(record) = &mut self.record {
             record.grown_gib = Some(record.size_gib);
         }
-        self.remember(Formatted::Done).await?;
+        self.remember(Formatted::Begun).await?;
         // For other hosts; they would find the filesystem all the same.
         let fstype = record.fstype.as_str();
         let marked = self.cx.out.mark_formatted(&record.volume_id, fstype).await;
