@@ -10,7 +10,7 @@ use crate::config::advice;
 use crate::volume::{CreateRequest, Error};
 
 /// Every option there is.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 13] = [
     "size",
     "type",
     "fstype",
@@ -22,6 +22,8 @@ const KNOWN: [&str; 11] = [
     "mount_opts",
     "description",
     "ro",
+    "reclaim",
+    "attached_elsewhere",
 ];
 
 /// Reads the options of one call.
@@ -33,6 +35,8 @@ pub(super) fn parse(options: &BTreeMap<String, String>) -> Result<CreateRequest,
             "size" => request.size = Some(parsed(key, value)?),
             "fstype" => request.fstype = Some(parsed(key, value)?),
             "ro" => request.read_only = flag(value)?,
+            "reclaim" => request.reclaim = Some(parsed(key, value)?),
+            "attached_elsewhere" => request.elsewhere = Some(parsed(key, value)?),
             "type" => request.volume_type = text(),
             "availability_zone" => request.availability_zone = text(),
             "snapshot_id" => request.snapshot_id = text(),
@@ -83,6 +87,8 @@ mod tests {
                 "size" => "3GiB",
                 "fstype" => "ext4",
                 "ro" => "",
+                "reclaim" => "retain",
+                "attached_elsewhere" => "wait=30",
                 _ => "x",
             };
             assert!(read(&[(key, value)]).is_ok(), "{key}");
@@ -106,6 +112,8 @@ mod tests {
             ("size", "big"),
             ("fstype", "xfs"),
             ("ro", "perhaps"),
+            ("reclaim", "keep"),
+            ("attached_elsewhere", "steal"),
             ("mount_opts", "bind"),
         ] {
             let error = read(&[(key, value)]).unwrap_err();

@@ -133,6 +133,8 @@ impl VolumeView {
             ("target", view.target.clone()),
             ("portal", view.portal.clone()),
             ("lun_identity", view.identity.clone()),
+            ("taken", view.taken.clone()),
+            ("pending", view.pending.clone()),
             ("last_error", view.last_error.clone()),
         ];
         status.extend(
@@ -140,7 +142,16 @@ impl VolumeView {
                 .into_iter()
                 .filter_map(|(key, text)| Some((key, text?.into()))),
         );
-        status.extend(view.size_gib.map(|size| ("size_gib", size.into())));
+        let sizes = [
+            ("size_gib", view.size_gib),
+            ("device_bytes", view.device_bytes),
+            ("filesystem_bytes", view.filesystem_bytes),
+        ];
+        status.extend(
+            sizes
+                .into_iter()
+                .filter_map(|(key, size)| Some((key, size?.into()))),
+        );
         Self {
             status,
             ..Self::brief(view)

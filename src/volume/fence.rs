@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use iscsi::client::{Disk, Error as Refusal};
+use iscsi::client::{Disk, Error as Refusal, Session};
 use iscsi::scsi::Status;
 use iscsi::scsi::reservation::{ReservationKey, ReservationType};
 
@@ -33,9 +33,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// # Errors
 /// No login, no persistent reservations, or somebody else has made another one meanwhile.
 pub(crate) async fn raise(spec: LunSpec, key: u64) -> Result<(), Cause> {
-    bounded(spec, async |disk| {
-        let ours = ReservationKey(key);
-        disk.reservations().register_anyway(ours, false).await?;
+    let ours = ReservationKey(key);
+    bounded(spec, ours, async |disk| {
         match disk.reservations().reservation().await?.holder {
             None => disk.reservations().reserve(ours, KIND).await?,
             // Held by all registrants, of whom we are one: there is nobody to preempt but each of them, below.
@@ -65,20 +64,25 @@ pub(crate) async fn raise(spec: LunSpec, key: u64) -> Result<(), Cause> {
 /// # Errors
 /// No login, or the unit refused. One that knows no reservations has none.
 pub(crate) async fn lower(spec: LunSpec, key: u64) -> Result<(), Cause> {
-    bounded(spec, async |disk| {
-        let ours = ReservationKey(key);
-        match disk.reservations().register_anyway(ours, false).await {
-            Ok(()) => {}
-            // Another unit than the one that was fenced, in the eyes of an array that makes the LUN anew.
-            Err(Refusal::Refused { status, .. }) if status == Status::CHECK_CONDITION => {
-                tracing::debug!("the unit knows no persistent reservations: there is none to end");
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
+    let ours = ReservationKey(key);
+    let cleared = bounded(spec, ours, async |disk| {
         Ok(disk.reservations().clear(ours).await?)
-    })
-    .await
+    });
+    match cleared.await {
+        // Another unit than the one that was fenced: an array may make the LUN anew.
+        Err(cause) if knows_no_reservations(&*cause) => {
+            tracing::debug!("the unit knows no persistent reservations: there is none to end");
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+fn knows_no_reservations(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    matches!(
+        cause.downcast_ref::<Refusal>(),
+        Some(Refusal::Refused { status, during: "PERSISTENT RESERVE OUT", .. }) if *status == Status::CHECK_CONDITION
+    )
 }
 
 async fn preempt(disk: &Disk, ours: ReservationKey, other: ReservationKey) -> Result<(), Refusal> {
@@ -88,13 +92,22 @@ async fn preempt(disk: &Disk, ours: ReservationKey, other: ReservationKey) -> Re
 
 async fn bounded(
     spec: LunSpec,
+    ours: ReservationKey,
     work: impl AsyncFnOnce(&Disk) -> Result<(), Cause>,
 ) -> Result<(), Cause> {
     let whole = async {
-        let disk = Disk::open(&spec.session, spec.lun).await?;
-        let done = work(&disk).await;
+        let session = Session::connect(&spec.session).await?;
+        // Before the probe, which a unit that is reserved answers to registrants alone.
+        let registered = session.register(spec.lun, ours).await;
+        let done = match registered {
+            Ok(()) => match session.disk(spec.lun).await {
+                Ok(disk) => work(&disk).await,
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        };
         // The registration and the reservation outlive the session (SPC-4 5.12.5); a logout that fails changes nothing.
-        let closed = disk.close().await;
+        let closed = session.logout().await;
         if let Err(error) = closed {
             tracing::debug!(%error, "the control session did not end in order");
         }

@@ -11,6 +11,7 @@ use super::*;
 mod crash;
 mod doctor;
 mod elsewhere;
+mod errors;
 mod life;
 mod restart;
 

@@ -1,0 +1,252 @@
+//! `docs/errors.md`, the section of this room: each of its lines happens, and each kind of error has its line.
+
+use super::super::fake::Row;
+use super::*;
+
+/// The messages of the section, from the first column of its table.
+fn documented() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let section = text.split("\n## Volumes\n").nth(1).expect("the section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|row| row.strip_prefix("| `"));
+    rows.map(|row| row.split('`').next().unwrap().to_owned())
+        .collect()
+}
+
+/// Whether the text is an instance: words in capitals stand for anything.
+fn is_instance(text: &str, message: &str) -> bool {
+    let is_placeholder = |word: &str| {
+        word.len() > 1
+            && word
+                .chars()
+                .all(|letter| letter.is_ascii_uppercase() || letter == '_')
+    };
+    let mut fixed = vec![String::new()];
+    let mut word = String::new();
+    for letter in message.chars().chain([' ']) {
+        if letter.is_ascii_alphanumeric() || letter == '_' {
+            word.push(letter);
+            continue;
+        }
+        let is_wild = (is_placeholder(&word) && !KEPT.contains(&&*word)) || word == "N";
+        if is_wild {
+            fixed.push(String::new());
+        } else {
+            fixed.last_mut().unwrap().push_str(&word);
+        }
+        word.clear();
+        fixed.last_mut().unwrap().push(letter);
+    }
+    // The one that ended the last word.
+    fixed.last_mut().unwrap().pop();
+    let (first, rest) = fixed.split_first().unwrap();
+    let Some(mut left) = text.strip_prefix(&**first) else {
+        return false;
+    };
+    for part in rest {
+        let Some(at) = left.find(&**part) else {
+            return false;
+        };
+        left = &left[at + part.len()..];
+    }
+    left.is_empty() || rest.last().is_some_and(String::is_empty)
+}
+
+/// Words in capitals that are meant.
+const KEPT: [&str; 3] = ["OS_CLOUD", "OS_", "SECONDS"];
+
+/// A name for each kind: one that is new does not compile here until it has one.
+fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::NoSuchVolume { .. } => "NoSuchVolume",
+        Error::Name { .. } => "Name",
+        Error::Invalid { .. } => "Invalid",
+        Error::Step { .. } => "Step",
+        Error::File { .. } => "File",
+        Error::InUse { .. } => "InUse",
+        Error::Elsewhere { .. } => "Elsewhere",
+        Error::NoFence { .. } => "NoFence",
+        Error::Guarded { .. } => "Guarded",
+        Error::OtherMode { .. } => "OtherMode",
+        Error::NotMountable { .. } => "NotMountable",
+        Error::NotOurs { .. } => "NotOurs",
+        Error::Leftover { .. } => "Leftover",
+        Error::NoCloud => "NoCloud",
+        Error::Overloaded { .. } => "Overloaded",
+        Error::Stopping => "Stopping",
+        Error::SecondDaemon { .. } => "SecondDaemon",
+    }
+}
+
+const KINDS: usize = 17;
+
+/// What is wrong before anything is asked for.
+fn of_words() -> Vec<Error> {
+    let check = |request: CreateRequest| request.check().unwrap_err();
+    let text = |text: &str| Some(text.to_owned());
+    vec![
+        "a b".parse::<VolumeName>().unwrap_err(),
+        "big".parse::<SizeGib>().unwrap_err(),
+        "fat".parse::<Fstype>().unwrap_err(),
+        "keep".parse::<Reclaim>().unwrap_err(),
+        "steal".parse::<Elsewhere>().unwrap_err(),
+        check(CreateRequest {
+            image: text("i"),
+            snapshot_id: text("s"),
+            ..CreateRequest::default()
+        }),
+        check(CreateRequest {
+            volume_id: text("v"),
+            size: SizeGib::new(1),
+            ..CreateRequest::default()
+        }),
+        check(CreateRequest {
+            mount_options: text("bind"),
+            ..CreateRequest::default()
+        }),
+    ]
+}
+
+/// What a volume of ours can be refused for.
+async fn of_own_volume() -> Vec<Error> {
+    let bed = Bed::new();
+    let engine = &bed.engine;
+    let default = CreateRequest::default;
+    engine.create("v1", default()).await.unwrap();
+    let id = bed.world.volumes()[0].id.clone();
+    bed.world.set_snapshots(&id, &["s1"]);
+    let mut errors = vec![
+        engine.remove("v1").await.unwrap_err(),
+        engine.mount("v2", "c1").await.unwrap_err(),
+        engine.detach("v2", false).await.unwrap_err(),
+    ];
+    engine.mount("v1", "c1").await.unwrap();
+    let read_only = AttachRequest {
+        read_only: true,
+        ..AttachRequest::default()
+    };
+    errors.push(engine.attach("v1", read_only).await.unwrap_err());
+    errors.push(engine.detach("v1", false).await.unwrap_err());
+    engine.extend("v1", SizeGib::new(2).unwrap()).await.unwrap();
+    let smaller = engine.extend("v1", SizeGib::new(1).unwrap()).await;
+    errors.push(smaller.unwrap_err());
+    let (cloud, platform) = (Arc::new(bed.world.clone()), Arc::new(bed.world.clone()));
+    let second = Engine::start(World::settings(bed.directory.path()), cloud, platform);
+    errors.push(second.map(drop).unwrap_err());
+    bed.world.fail("find");
+    errors.push(engine.get("v3").await.unwrap_err());
+    bed.running
+        .stop(Duration::from_secs(20), Parting::TakeOff)
+        .await;
+    errors.push(engine.list().await.map(drop).unwrap_err());
+    errors
+}
+
+/// What a volume of others can be refused for.
+async fn of_foreign_volume() -> Vec<Error> {
+    let bed = Bed::new();
+    let (engine, world) = (&bed.engine, &bed.world);
+    let id = world.add_foreign("v1");
+    let mut errors = vec![engine.mount("v1", "c1").await.unwrap_err()];
+    world.set_content(&id, Content::Other("crypto_LUKS".to_owned()));
+    errors.push(engine.mount("v1", "c1").await.unwrap_err());
+    let theirs = || Row {
+        volume: String::new(),
+        status: "attached",
+        tag: Some("cinder-nbd:web2:01234567".to_owned()),
+        host: Some("web2".to_owned()),
+    };
+    world.add_row(&id, theirs());
+    let attach = async |elsewhere| {
+        let request = AttachRequest {
+            elsewhere: Some(elsewhere),
+            ..AttachRequest::default()
+        };
+        engine.attach("v1", request).await.map(drop)
+    };
+    errors.push(attach(Elsewhere::Refuse).await.unwrap_err());
+    world.forbid_reservations();
+    errors.push(attach(Elsewhere::Take).await.unwrap_err());
+    world.drop_rows(&id);
+    world.fail("connect");
+    world.fail("delete_attachment");
+    errors.push(attach(Elsewhere::Refuse).await.unwrap_err());
+    world.heal();
+    attach(Elsewhere::Refuse).await.unwrap();
+    let tag = world.rows(&id)[0].tag.clone();
+    engine.detach("v1", false).await.unwrap();
+    world.add_row(&id, Row { tag, ..theirs() });
+    world.add_device(&format!("cinder-nbd:0:{id}:v1"), &id);
+    errors.push(attach(Elsewhere::Refuse).await.unwrap_err());
+    std::fs::remove_dir_all(bed.directory.path().join("state/attachments")).unwrap();
+    errors.push(
+        engine
+            .attach_static(static_target())
+            .await
+            .map(drop)
+            .unwrap_err(),
+    );
+    errors
+}
+
+async fn of_no_cloud() -> Error {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, platform) = (ConfiguredCloud::new(None), World::default());
+    let settings = World::settings(directory.path());
+    let (engine, _running) = Engine::start(settings, Arc::new(cloud), Arc::new(platform)).unwrap();
+    engine.get("v1").await.unwrap_err()
+}
+
+async fn of_a_crowd() -> Error {
+    let bed = Bed::new();
+    bed.world.add_foreign("v1");
+    let _never = bed.world.gate("reserve");
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..80 {
+        let engine = bed.engine.clone();
+        calls.spawn(async move { engine.mount("v1", &number.to_string()).await });
+    }
+    loop {
+        let ended = calls.join_next().await.unwrap().unwrap();
+        if let Err(error) = ended {
+            return error;
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_error_of_a_volume_happens_and_stands_in_the_document() {
+    let mut errors = of_words();
+    errors.extend(of_own_volume().await);
+    errors.extend(of_foreign_volume().await);
+    errors.push(of_no_cloud().await);
+    errors.push(of_a_crowd().await);
+    let kinds: std::collections::BTreeSet<_> = errors.iter().map(kind).collect();
+    assert_eq!(kinds.len(), KINDS, "not all kinds happened: {kinds:?}");
+    let documented = documented();
+    let texts: Vec<String> = errors.iter().map(|error| line(error)).collect();
+    for text in &texts {
+        let is_there = documented.iter().any(|message| is_instance(text, message));
+        assert!(is_there, "not in docs/errors.md: {text}");
+    }
+    for message in &documented {
+        let happens = texts.iter().any(|text| is_instance(text, message));
+        assert!(happens, "in docs/errors.md, and does not happen: {message}");
+    }
+}
+
+#[test]
+fn a_message_is_compared_with_what_it_stands_for() {
+    assert!(is_instance("no such volume: v1", "no such volume: NAME"));
+    assert!(is_instance(
+        "v1 has 2 GiB, and so on",
+        "NAME has N GiB, and so on"
+    ));
+    assert!(is_instance(
+        "asking for v1: no: really",
+        "asking for NAME: CAUSE"
+    ));
+    assert!(!is_instance("no such volume", "no such volume: NAME"));
+    assert!(!is_instance("v1 is here; x", "NAME is here"));
+}

@@ -1,0 +1,134 @@
+//! A fence around a LUN, against a real tgtd and against the target of `support`: the holder's writes are refused by the
+//! unit itself, ours are not, and afterwards all is as it was.
+
+use std::future::poll_fn;
+
+use bytes::{Bytes, BytesMut};
+use cinder_nbd::block::{Backend, ErrorKind, Operation, Request};
+use cinder_nbd::lun::{Lun, LunSpec};
+use cinder_nbd::volume::{Host, Platform, line};
+use iscsi::client::Disk;
+use iscsi::proto::{Isid, SessionParams};
+use iscsi::scsi::reservation::{ReservationKey, ReservationType};
+use support::target::{Disk as Medium, Target};
+use support::tgt::Tgtd;
+
+const IQN: &str = "iqn.2026-11.test:fence";
+const BYTES: u64 = 16 << 20;
+const KEY: u64 = 0x0123_4567_89ab_cdef;
+
+fn session(portal: &str, host: &str, qualifier: u16) -> SessionParams {
+    let name = format!("iqn.2026-11.org.cinder-nbd:{host}");
+    let name = name.parse().expect("a name");
+    let isid = Isid::random([3, 2, 1], qualifier);
+    let mut session = SessionParams::new(portal.parse().expect("a portal"), name, isid);
+    session.target_name = Some(IQN.parse().expect("a name"));
+    session
+}
+
+fn spec(portal: &str, host: &str, qualifier: u16) -> LunSpec {
+    LunSpec::new(session(portal, host, qualifier), 1)
+}
+
+async fn run(lun: &mut Lun, operation: Operation) -> Result<BytesMut, ErrorKind> {
+    let request = Request {
+        token: 1,
+        operation,
+        offset: 0,
+    };
+    lun.submit(request).expect("a slot is free");
+    poll_fn(|cx| lun.poll_completion(cx)).await.result
+}
+
+async fn write(lun: &mut Lun, byte: u8) -> Result<BytesMut, ErrorKind> {
+    let data = Bytes::from(vec![byte; 4096]);
+    run(lun, Operation::Write { data, fua: true }).await
+}
+
+async fn first_byte(lun: &mut Lun) -> u8 {
+    let read = run(lun, Operation::Read(BytesMut::zeroed(4096))).await;
+    read.expect("reading is for everyone")[0]
+}
+
+/// What is true of a fence, whatever the target.
+async fn assert_fences(portal: &str) {
+    let host = Host::default();
+    let mut holder = Lun::open(&spec(portal, "holder", 1)).await.expect("opens");
+    write(&mut holder, 1).await.expect("nobody is fenced yet");
+    let raised = host.fence(spec(portal, "taker", 15), KEY).await;
+    raised.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    // The control session has gone, its reservation has not.
+    write(&mut holder, 2).await.expect_err("it is fenced");
+    assert_eq!(first_byte(&mut holder).await, 1);
+    // Up already, by us: up.
+    let again = host.fence(spec(portal, "taker", 15), KEY).await;
+    again.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    let lowered = host.unfence(spec(portal, "taker", 15), KEY).await;
+    lowered.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    let mut taker = Lun::open(&spec(portal, "taker", 1)).await.expect("opens");
+    write(&mut taker, 3)
+        .await
+        .expect("nobody is fenced any more");
+    write(&mut holder, 4)
+        .await
+        .expect("nobody is fenced any more");
+    assert_eq!(first_byte(&mut taker).await, 4);
+    // Nothing to lower is lowered.
+    let lowered = host.unfence(spec(portal, "taker", 15), KEY).await;
+    lowered.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    holder.close().await;
+    taker.close().await;
+}
+
+#[tokio::test]
+async fn a_fence_keeps_the_holder_out_and_comes_down_again_with_tgt() {
+    let tgtd = Tgtd::start();
+    tgtd.add_target(IQN).add_lun_file(1, BYTES);
+    assert_fences(&tgtd.portal()).await;
+}
+
+#[tokio::test]
+async fn a_fence_keeps_the_holder_out_and_comes_down_again_with_the_target_of_support() {
+    let builder = Target::builder().iqn(IQN).lun(1, Medium::memory(BYTES));
+    let target = builder.start().await;
+    assert_fences(&target.portal()).await;
+    target.stop();
+}
+
+#[tokio::test]
+async fn a_holder_with_a_reservation_of_its_own_is_preempted() {
+    let tgtd = Tgtd::start();
+    tgtd.add_target(IQN).add_lun_file(1, BYTES);
+    let portal = tgtd.portal();
+    let theirs = ReservationKey(0xbad);
+    let disk = Disk::open(&session(&portal, "holder", 1), 1).await.unwrap();
+    disk.reservations()
+        .register(ReservationKey(0), theirs, false)
+        .await
+        .unwrap();
+    disk.reservations()
+        .reserve(theirs, ReservationType::WRITE_EXCLUSIVE)
+        .await
+        .unwrap();
+    let host = Host::default();
+    let raised = host.fence(spec(&portal, "taker", 15), KEY).await;
+    raised.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    let held = disk.reservations().reservation().await.unwrap().holder;
+    let kind = ReservationType::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
+    assert_eq!(held, Some((ReservationKey(KEY), kind)));
+    let keys = disk.reservations().keys().await.unwrap().keys;
+    assert_eq!(keys, [ReservationKey(KEY)]);
+    disk.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fence_that_cannot_be_raised_says_so() {
+    // Nobody there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let portal = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let host = Host::default();
+    let raised = host.fence(spec(&portal, "taker", 15), KEY).await;
+    let error = line(&*raised.unwrap_err());
+    assert!(error.contains("refused"), "{error}");
+}
