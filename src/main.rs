@@ -79,6 +79,7 @@ async fn daemon(config: &Config, inherited: Vec<Inherited>) -> anyhow::Result<()
     let (engine, running) = Engine::start(Settings::try_from(config)?, cloud, host)?;
     // Nothing of the engine has run yet. A daemon that cannot start has one line to say, and not also what it lacks.
     nbd::prepare_process();
+    nbd::set_busy_poll(config.busy_poll);
     let shutdown = CancellationToken::new();
     let mut parting = Parting::LeaveUsed;
     let served = match faces(config, &engine, &shutdown) {

@@ -34,6 +34,7 @@ pub(super) async fn run(config: &Config, options: Export) -> anyhow::Result<()> 
 
 async fn serve(config: &Config, options: &Export) -> anyhow::Result<()> {
     let target = &options.target;
+    nbd::set_busy_poll(config.busy_poll);
     let initiator: IscsiName = config.initiator_name.parse()?;
     let session = session_params(
         target.portal.clone(),

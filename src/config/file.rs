@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "default_size",
     "default_fstype",
     "attached_elsewhere",
+    "busy_poll",
     "cloud",
 ];
 
@@ -96,6 +97,7 @@ struct RawFile {
     default_size: Option<u64>,
     default_fstype: Option<String>,
     attached_elsewhere: Option<String>,
+    busy_poll: Option<bool>,
     cloud: Option<toml::Table>,
 }
 
@@ -135,6 +137,7 @@ impl RawFile {
             data_digest: digest(self.data_digest.as_ref()).unwrap_or_default(),
             default_size: self.default_size.unwrap_or(1),
             default_fstype: self.default_fstype.unwrap_or_else(|| "ext4".to_owned()),
+            busy_poll: self.busy_poll.unwrap_or(true),
             attached_elsewhere: self
                 .attached_elsewhere
                 .unwrap_or_else(|| "refuse".to_owned()),
@@ -368,6 +371,7 @@ mod tests {
                 }
                 "header_digest" | "data_digest" => format!("{key} = 'prefer'"),
                 "cloud" => "[cloud]".to_owned(),
+                "busy_poll" => "busy_poll = false".to_owned(),
                 "ip" => "ip = '10.0.0.1'".to_owned(),
                 "initiator_name" => "initiator_name = 'iqn.2026-11.org.x:y'".to_owned(),
                 _ => format!("{key} = '/x'"),

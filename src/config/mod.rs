@@ -57,6 +57,8 @@ pub struct Config {
     pub header_digest: DigestPolicy,
     /// CRC32C behind all iSCSI data. Default none.
     pub data_digest: DigestPolicy,
+    /// Whether lanes look for what is due within microseconds before they sleep. Default true.
+    pub busy_poll: bool,
     /// GiB when `size` is not given. Default 1.
     pub default_size: u64,
     /// Default `ext4`.

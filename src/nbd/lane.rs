@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::block::{Backend, Operation, Request};
 
+use super::courtesy::Courtesy;
 use super::front::Front;
 use super::transmission::REQUESTS_MAX;
 use super::vigil::Vigil;
@@ -49,6 +50,7 @@ pub(super) async fn serve<F: Front, B: Backend>(
         backend,
         under_way: 0,
         vigil: Vigil::new(),
+        courtesy: Courtesy::default(),
     };
     let end = lane.run(shutdown).await;
     lane.finish().await;
@@ -61,6 +63,7 @@ struct Lane<F, B> {
     /// Requests that the backend has.
     under_way: usize,
     vigil: Vigil,
+    courtesy: Courtesy,
 }
 
 impl<F: Front, B: Backend> Lane<F, B> {
@@ -102,6 +105,7 @@ impl<F: Front, B: Backend> Lane<F, B> {
 
     /// Ready when the front has ended and nothing is under way.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<F::End> {
+        self.courtesy.give_way(self.under_way);
         for _ in 0..PASSES_MAX {
             let mut moved = self.collect(cx);
             moved |= self.front.poll_receive(cx);

@@ -19,6 +19,7 @@
 //! ```
 
 mod connection;
+mod courtesy;
 mod endpoint;
 mod error;
 mod export;
@@ -45,3 +46,4 @@ pub use export::{Export, ExportOptions, OpenError, serve_export, serve_single};
 pub use kernel::{DeviceParams, Keeper, Keepsake, KernelDevice, LaneRemains};
 pub use reclaim::prepare_process;
 pub use tls::{Tls, TlsError};
+pub use vigil::set_busy_poll;

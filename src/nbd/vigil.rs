@@ -13,6 +13,7 @@
 //! 3. Whoever else wants the processor gets it (`sched_yield`); where there is only one, nothing waits awake.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,14 @@ const AWAKE_MAX: Duration = Duration::from_micros(64);
 const AWAKE_FIRST: Duration = Duration::from_micros(16);
 /// With more requests under way than this, sleeping lets answers gather, and one turn does the work of many.
 const FEW: usize = 2;
+
+static IS_ALLOWED: AtomicBool = AtomicBool::new(true);
+
+/// Whether lanes that begin from now on may wait awake for what is due within microseconds, where that pays. True unless it is said
+/// otherwise; one setting of the process.
+pub fn set_busy_poll(is_allowed: bool) {
+    IS_ALLOWED.store(is_allowed, Ordering::Relaxed);
+}
 
 /// How long a lane waits awake.
 #[derive(Debug)]
@@ -38,7 +47,7 @@ impl Vigil {
     pub(super) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            is_possible: processors > 1,
+            is_possible: processors > 1 && IS_ALLOWED.load(Ordering::Relaxed),
             windows: [Duration::ZERO; 2],
             since: None,
         }
