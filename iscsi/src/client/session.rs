@@ -3,13 +3,11 @@
 //! It ends with its connection: what was in flight may or may not have been done, and that is what its users are
 //! told. A disk that outlives its sessions is `Disk::open`'s.
 
-use super::execute::perform;
 use super::owner::{self, Commands, Task};
-use super::{Disk, Error};
-use crate::io::{Command, Data, Driver};
+use super::{Disk, Error, Reservations};
+use crate::io::Driver;
 use crate::proto::SessionParams;
-use crate::scsi::reservation::{ReservationKey, ReservationType, ReserveOut, ReserveOutParameters};
-use crate::scsi::{Cdb, LunAddress};
+use crate::scsi::LunAddress;
 
 /// A normal session with a target, logged in.
 ///
@@ -42,27 +40,10 @@ impl Session {
         Disk::of(self.commands(), lun).await
     }
 
-    /// Registers `key` on a logical unit that is not probed, whatever our key was: one that is reserved by others answers
-    /// the probe's MODE SENSE with a conflict (SPC-4 table 66), until we are registered.
-    ///
-    /// # Errors
-    /// `Refused`, `NotReady`, `Session`.
-    pub async fn register(&self, lun: u16, key: ReservationKey) -> Result<(), Error> {
-        let list = ReserveOutParameters {
-            service_action_key: key,
-            ..ReserveOutParameters::default()
-        };
-        let action = ReserveOut::RegisterAndIgnoreExistingKey;
-        let command = Command {
-            lun: LunAddress::from_number(lun),
-            // TYPE is ignored by an action that makes no reservation.
-            cdb: Cdb::persistent_reserve_out(action, ReservationType(0)),
-            data: Data::Out(list.to_bytes().to_vec().into()),
-        };
-        let mut carrier = self.commands();
-        perform(&mut carrier, "PERSISTENT RESERVE OUT", command)
-            .await
-            .map(drop)
+    /// The persistent reservations of a logical unit that is not probed, for one call: one that is reserved by others may
+    /// answer the probe's MODE SENSE with a conflict (SPC-4 table 66).
+    pub fn reservations(&self, lun: u16) -> Reservations {
+        Reservations::of(self.commands(), LunAddress::from_number(lun))
     }
 
     /// A carrier for commands of one's own.
