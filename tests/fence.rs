@@ -97,12 +97,20 @@ async fn a_fence_keeps_the_holder_out_and_comes_down_again_with_the_target_of_su
 
 /// A holder that has reserved the unit for itself.
 async fn reserved(portal: &str, theirs: ReservationKey) -> Disk {
-    let disk = Disk::open(&session(portal, "holder", 1), 1).await.unwrap();
+    let disk = Disk::open(&session(portal, "holder", 1), 1)
+        .await
+        .expect("the holder may");
     let registered = disk.reservations();
     let none = ReservationKey(0);
-    registered.register(none, theirs, false).await.unwrap();
+    registered
+        .register(none, theirs, false)
+        .await
+        .expect("the holder may");
     let kind = ReservationType::WRITE_EXCLUSIVE;
-    disk.reservations().reserve(theirs, kind).await.unwrap();
+    disk.reservations()
+        .reserve(theirs, kind)
+        .await
+        .expect("the holder may");
     disk
 }
 
