@@ -95,29 +95,64 @@ async fn a_fence_keeps_the_holder_out_and_comes_down_again_with_the_target_of_su
     target.stop();
 }
 
+/// A holder that has reserved the unit for itself.
+async fn reserved(portal: &str, theirs: ReservationKey) -> Disk {
+    let disk = Disk::open(&session(portal, "holder", 1), 1)
+        .await
+        .expect("the holder may");
+    let registered = disk.reservations();
+    let none = ReservationKey(0);
+    registered
+        .register(none, theirs, false)
+        .await
+        .expect("the holder may");
+    let kind = ReservationType::WRITE_EXCLUSIVE;
+    disk.reservations()
+        .reserve(theirs, kind)
+        .await
+        .expect("the holder may");
+    disk
+}
+
 #[tokio::test]
 async fn a_holder_with_a_reservation_of_its_own_is_preempted() {
-    let tgtd = Tgtd::start();
-    tgtd.add_target(IQN).add_lun_file(1, BYTES);
-    let portal = tgtd.portal();
-    let theirs = ReservationKey(0xbad);
-    let disk = Disk::open(&session(&portal, "holder", 1), 1).await.unwrap();
-    disk.reservations()
-        .register(ReservationKey(0), theirs, false)
-        .await
-        .unwrap();
-    disk.reservations()
-        .reserve(theirs, ReservationType::WRITE_EXCLUSIVE)
-        .await
-        .unwrap();
-    let host = Host::default();
-    let raised = host.fence(spec(&portal, "taker", 15), KEY).await;
+    let builder = Target::builder().iqn(IQN).lun(1, Medium::memory(BYTES));
+    let target = builder.start().await;
+    let portal = target.portal();
+    let disk = reserved(&portal, ReservationKey(0xbad)).await;
+    let raised = Host::default().fence(spec(&portal, "taker", 15), KEY).await;
     raised.unwrap_or_else(|error| panic!("{}", line(&*error)));
     let held = disk.reservations().reservation().await.unwrap().holder;
     let kind = ReservationType::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
     assert_eq!(held, Some((ReservationKey(KEY), kind)));
     let keys = disk.reservations().keys().await.unwrap().keys;
     assert_eq!(keys, [ReservationKey(KEY)]);
+    disk.close().await.unwrap();
+    target.stop();
+}
+
+/// tgt has no PREEMPT AND ABORT: what the holder has at work could be done later, so that is no fence.
+#[tokio::test]
+async fn a_fence_that_would_not_end_what_is_at_work_is_not_raised() {
+    let tgtd = Tgtd::start();
+    tgtd.add_target(IQN).add_lun_file(1, BYTES);
+    let portal = tgtd.portal();
+    let theirs = ReservationKey(0xbad);
+    let disk = reserved(&portal, theirs).await;
+    let raised = Host::default().fence(spec(&portal, "taker", 15), KEY).await;
+    let error = line(&*raised.unwrap_err());
+    assert!(error.contains("PERSISTENT RESERVE OUT"), "{error}");
+    let held = disk.reservations().reservation().await.unwrap().holder;
+    assert_eq!(held, Some((theirs, ReservationType::WRITE_EXCLUSIVE)));
+    let keys = disk.reservations().keys().await.unwrap().keys;
+    assert_eq!(keys, [theirs], "a registration of ours stayed");
+    // The same of one that is only registered: there the reservation was ours for a moment.
+    let kind = ReservationType::WRITE_EXCLUSIVE;
+    disk.reservations().release(theirs, kind).await.unwrap();
+    let raised = Host::default().fence(spec(&portal, "taker", 15), KEY).await;
+    raised.unwrap_err();
+    let held = disk.reservations().reservation().await.unwrap().holder;
+    assert_eq!(held, None);
     disk.close().await.unwrap();
 }
 

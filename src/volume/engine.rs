@@ -136,8 +136,10 @@ impl Engine {
     /// The name or the options cannot be; Cinder refused.
     pub async fn create(&self, name: &str, request: CreateRequest) -> Result<View, Error> {
         let name: VolumeName = name.parse()?;
-        self.ask(name.as_str(), |reply| Command::Create(Box::new(request), reply))
-            .await
+        self.ask(name.as_str(), |reply| {
+            Command::Create(Box::new(request), reply)
+        })
+        .await
     }
 
     /// Deletes a volume that a cinder-nbd created; forgets one that it did not.

@@ -20,15 +20,11 @@ use iscsi::scsi::{BlockLength, ByteCount, Identity};
 use uuid::Uuid;
 
 use super::error::Cause;
-use super::layout::{Fstype, MkfsOptions};
-use super::platform::{
-    Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
-    Sizes,
-};
+use super::layout::Fstype;
+use super::platform::{Content, MountOptions, MountUser};
 use super::request::Elsewhere;
-use super::{CREATED_BY, Cloud, Settings};
-use crate::cinder::{ConnectionInfo, Connector, Holder, NewVolume, Volume, VolumeAttachment};
-use crate::lun::LunSpec;
+use super::{CREATED_BY, Settings};
+use crate::cinder::{ConnectionInfo, Volume, VolumeAttachment};
 
 /// Cloud and host of one test.
 #[derive(Clone, Debug)]
@@ -78,8 +74,6 @@ struct Inner {
     no_reservations: bool,
     /// Filesystems made on each LUN.
     formatted: BTreeMap<String, u32>,
-    /// How often what is mounted there was handed out as fresh.
-    greeted: BTreeMap<PathBuf, u32>,
     /// GiB that a volume's LUN and its filesystem have.
     lun_gib: BTreeMap<String, u64>,
     filesystem_gib: BTreeMap<String, u64>,

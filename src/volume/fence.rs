@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use iscsi::client::{Disk, Error as Refusal};
+use iscsi::client::{Error as Refusal, Reservations, Session};
 use iscsi::scsi::Status;
 use iscsi::scsi::reservation::{ReservationKey, ReservationType};
 
@@ -33,31 +33,51 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// # Errors
 /// No login, no persistent reservations, or somebody else has made another one meanwhile.
 pub(crate) async fn raise(spec: LunSpec, key: u64) -> Result<(), Cause> {
-    bounded(spec, async |disk| {
-        let ours = ReservationKey(key);
-        disk.reservations().register_anyway(ours, false).await?;
-        match disk.reservations().reservation().await?.holder {
-            None => disk.reservations().reserve(ours, KIND).await?,
-            // Held by all registrants, of whom we are one: there is nobody to preempt but each of them, below.
-            Some((ReservationKey(0), _)) => {}
-            Some((holder, _)) if holder != ours => preempt(disk, ours, holder).await?,
-            Some(_) => {}
+    let ours = ReservationKey(key);
+    bounded(spec, ours, async |unit| {
+        let up = put_up(unit, ours).await;
+        if up.is_err() {
+            take_down(unit, ours).await;
         }
-        let mut others = disk.reservations().keys().await?.keys;
-        others.sort_unstable();
-        others.dedup();
-        for other in others.into_iter().filter(|other| *other != ours) {
-            preempt(disk, ours, other).await?;
-        }
-        match disk.reservations().reservation().await?.holder {
-            Some((holder, KIND)) if holder == ours => Ok(()),
-            _ => Err(Error::Invalid {
-                what: "the unit does not say that the reservation is ours".to_owned(),
-            }
-            .into()),
-        }
+        up
     })
     .await
+}
+
+async fn put_up(unit: &Unit<'_>, ours: ReservationKey) -> Result<(), Cause> {
+    match unit.reservations().reservation().await?.holder {
+        None => unit.reservations().reserve(ours, KIND).await?,
+        // Held by all registrants, of whom we are one: there is nobody to preempt but each of them, below.
+        Some((ReservationKey(0), _)) => {}
+        Some((holder, _)) if holder != ours => preempt(unit, ours, holder).await?,
+        Some(_) => {}
+    }
+    let mut others = unit.reservations().keys().await?.keys;
+    others.sort_unstable();
+    others.dedup();
+    for other in others.into_iter().filter(|other| *other != ours) {
+        preempt(unit, ours, other).await?;
+    }
+    match unit.reservations().reservation().await?.holder {
+        Some((holder, KIND)) if holder == ours => Ok(()),
+        _ => Err(Error::Invalid {
+            what: "the unit does not say that the reservation is ours".to_owned(),
+        }
+        .into()),
+    }
+}
+
+/// A fence that did not come up whole: what there is of ours goes, and nothing of anybody else's.
+async fn take_down(unit: &Unit<'_>, ours: ReservationKey) {
+    let undone = async {
+        // Of a reservation that is not ours it is GOOD, and nothing.
+        unit.reservations().release(ours, KIND).await?;
+        let none = ReservationKey(0);
+        unit.reservations().register(ours, none, false).await
+    };
+    if let Err(error) = undone.await {
+        tracing::warn!(%error, "a registration of ours stays on the unit");
+    }
 }
 
 /// Everyone the unit is exported to may write again.
@@ -65,37 +85,68 @@ pub(crate) async fn raise(spec: LunSpec, key: u64) -> Result<(), Cause> {
 /// # Errors
 /// No login, or the unit refused. One that knows no reservations has none.
 pub(crate) async fn lower(spec: LunSpec, key: u64) -> Result<(), Cause> {
-    bounded(spec, async |disk| {
-        let ours = ReservationKey(key);
-        match disk.reservations().register_anyway(ours, false).await {
-            Ok(()) => {}
-            // Another unit than the one that was fenced, in the eyes of an array that makes the LUN anew.
-            Err(Refusal::Refused { status, .. }) if status == Status::CHECK_CONDITION => {
-                tracing::debug!("the unit knows no persistent reservations: there is none to end");
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
+    let ours = ReservationKey(key);
+    let cleared = bounded(spec, ours, async |unit| {
+        Ok(unit.reservations().clear(ours).await?)
+    });
+    match cleared.await {
+        // Another unit than the one that was fenced: an array may make the LUN anew.
+        Err(cause) if knows_no_reservations(&*cause) => {
+            tracing::debug!("the unit knows no persistent reservations: there is none to end");
+            Ok(())
         }
-        Ok(disk.reservations().clear(ours).await?)
-    })
-    .await
+        ended => ended,
+    }
 }
 
-async fn preempt(disk: &Disk, ours: ReservationKey, other: ReservationKey) -> Result<(), Refusal> {
-    let reservations = disk.reservations();
+fn knows_no_reservations(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    matches!(
+        cause.downcast_ref::<Refusal>(),
+        Some(Refusal::Refused { status, during: "PERSISTENT RESERVE OUT", .. }) if *status == Status::CHECK_CONDITION
+    )
+}
+
+/// The unit, as far as its reservations go.
+struct Unit<'a> {
+    session: &'a Session,
+    lun: u16,
+}
+
+impl Unit<'_> {
+    fn reservations(&self) -> Reservations {
+        self.session.reservations(self.lun)
+    }
+}
+
+async fn preempt(
+    unit: &Unit<'_>,
+    ours: ReservationKey,
+    other: ReservationKey,
+) -> Result<(), Refusal> {
+    let reservations = unit.reservations();
     reservations.preempt(ours, other, KIND, true).await
 }
 
+/// Registered, and without a probe: a unit that is reserved by others refuses a part of that.
 async fn bounded(
     spec: LunSpec,
-    work: impl AsyncFnOnce(&Disk) -> Result<(), Cause>,
+    ours: ReservationKey,
+    work: impl AsyncFnOnce(&Unit<'_>) -> Result<(), Cause>,
 ) -> Result<(), Cause> {
     let whole = async {
-        let disk = Disk::open(&spec.session, spec.lun).await?;
-        let done = work(&disk).await;
+        let session = Session::connect(&spec.session).await?;
+        let done = {
+            let unit = Unit {
+                session: &session,
+                lun: spec.lun,
+            };
+            match unit.reservations().register_anyway(ours, false).await {
+                Ok(()) => work(&unit).await,
+                Err(error) => Err(error.into()),
+            }
+        };
         // The registration and the reservation outlive the session (SPC-4 5.12.5); a logout that fails changes nothing.
-        let closed = disk.close().await;
-        if let Err(error) = closed {
+        if let Err(error) = session.logout().await {
             tracing::debug!(%error, "the control session did not end in order");
         }
         done

@@ -1,4 +1,4 @@
-//! Each filesystem on a kernel that has nbd: made, handed out, checked, grown, and beside its own clone.
+//! Each filesystem on a kernel that has nbd: made, handed out, checked, and beside its own clone.
 //!
 //! As `kernel`, these say so and end where the kernel has no nbd.
 
@@ -83,31 +83,6 @@ fn a_directory_of_the_volume_is_handed_out_and_a_link_in_its_place_is_not() {
         refused["Err"].as_str().unwrap().contains("data/db"),
         "{refused}"
     );
-    host.assert_nothing_is_left();
-}
-
-#[test]
-fn a_filesystem_grows_while_it_is_used() {
-    let Some(host) = Host::new() else { return };
-    for fstype in FSTYPES {
-        create(&host, fstype, &format!(r#""fstype":"{fstype}""#));
-        let at = host.mount(fstype);
-        let bytes = || {
-            let all = rustix::fs::statvfs(&at).unwrap();
-            all.f_blocks * all.f_frsize
-        };
-        let before = bytes();
-        host.home
-            .run(&["volume", "extend", fstype, "--size", "2"])
-            .ok();
-        assert!(
-            bytes() > before * 3 / 2,
-            "{fstype}: {before} and then {}",
-            bytes()
-        );
-        std::fs::write(at.join("after"), b"grown").unwrap();
-        host.unmount(fstype);
-    }
     host.assert_nothing_is_left();
 }
 

@@ -223,8 +223,11 @@ impl Disk {
     }
 
     /// The persistent reservations of the disk, for one call.
-    pub fn reservations(&self) -> Reservations<'_> {
-        Reservations::of(self.unit())
+    pub fn reservations(&self) -> Reservations {
+        Reservations::of(
+            self.commands.clone(),
+            LunAddress::from_number(self.info.lun),
+        )
     }
 
     fn unit(&self) -> Unit<'_, Commands> {

@@ -3,17 +3,17 @@
 //! Source: SPC-4 5.12. A conflict is an answer, `Error::Refused` with `Status::RESERVATION_CONFLICT`, and never
 //! repeated: it is somebody's intent.
 
-use super::execute::Execute;
-use super::unit::Unit;
+use super::execute::{ask_whole, perform};
 use super::{Commands, Error};
-use crate::io::Data;
+use crate::io::{Command, Data};
 use crate::scsi::reservation::{
     self, Capabilities, FullStatus, Keys, Reservation, ReservationKey, ReservationType, ReserveIn,
     ReserveOut, ReserveOutParameters,
 };
-use crate::scsi::{Cdb, Violation};
+use crate::scsi::{Cdb, LunAddress, Violation};
 
-/// The persistent reservations of one disk; made by `Disk::reservations`.
+/// The persistent reservations of one disk; made by `Disk::reservations`, or by `Session::reservations` for
+/// one that is not probed.
 ///
 /// ```no_run
 /// use iscsi::scsi::reservation::{ReservationKey, ReservationType};
@@ -26,13 +26,14 @@ use crate::scsi::{Cdb, Violation};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Reservations<'a> {
-    unit: Unit<'a, Commands>,
+pub struct Reservations {
+    carrier: Commands,
+    lun: LunAddress,
 }
 
-impl<'a> Reservations<'a> {
-    pub(super) fn of(unit: Unit<'a, Commands>) -> Self {
-        Self { unit }
+impl Reservations {
+    pub(super) fn of(carrier: Commands, lun: LunAddress) -> Self {
+        Self { carrier, lun }
     }
 
     /// All registered keys.
@@ -40,7 +41,7 @@ impl<'a> Reservations<'a> {
     /// # Errors
     /// `Refused`, `Violation`, `NotReady`, `Session`.
     pub async fn keys(mut self) -> Result<Keys, Error> {
-        read(&mut self.unit, ReserveIn::ReadKeys, Keys::parse).await
+        read(&mut self, ReserveIn::ReadKeys, Keys::parse).await
     }
 
     /// The reservation, if there is one.
@@ -49,7 +50,7 @@ impl<'a> Reservations<'a> {
     /// As `keys`.
     pub async fn reservation(mut self) -> Result<Reservation, Error> {
         let action = ReserveIn::ReadReservation;
-        read(&mut self.unit, action, Reservation::parse).await
+        read(&mut self, action, Reservation::parse).await
     }
 
     /// All registrations with their initiator ports.
@@ -58,7 +59,7 @@ impl<'a> Reservations<'a> {
     /// As `keys`.
     pub async fn full_status(mut self) -> Result<FullStatus, Error> {
         let action = ReserveIn::ReadFullStatus;
-        read(&mut self.unit, action, FullStatus::parse).await
+        read(&mut self, action, FullStatus::parse).await
     }
 
     /// What the unit can do.
@@ -67,7 +68,7 @@ impl<'a> Reservations<'a> {
     /// As `keys`.
     pub async fn capabilities(mut self) -> Result<Capabilities, Error> {
         let action = ReserveIn::ReportCapabilities;
-        read(&mut self.unit, action, Capabilities::parse).await
+        read(&mut self, action, Capabilities::parse).await
     }
 
     /// Registers `new` in place of `existing`; zero is no key, so it also registers first and unregisters at last.
@@ -87,7 +88,7 @@ impl<'a> Reservations<'a> {
             persist,
             ..ReserveOutParameters::default()
         };
-        change(&mut self.unit, ReserveOut::Register, NO_TYPE, list).await
+        change(&mut self, ReserveOut::Register, NO_TYPE, list).await
     }
 
     /// Registers `new`, whatever our key was.
@@ -105,7 +106,7 @@ impl<'a> Reservations<'a> {
             ..ReserveOutParameters::default()
         };
         let action = ReserveOut::RegisterAndIgnoreExistingKey;
-        change(&mut self.unit, action, NO_TYPE, list).await
+        change(&mut self, action, NO_TYPE, list).await
     }
 
     /// Reserves the unit for us, who are registered under `key`.
@@ -117,7 +118,7 @@ impl<'a> Reservations<'a> {
         key: ReservationKey,
         kind: ReservationType,
     ) -> Result<(), Error> {
-        change(&mut self.unit, ReserveOut::Reserve, kind, own(key)).await
+        change(&mut self, ReserveOut::Reserve, kind, own(key)).await
     }
 
     /// Gives our reservation up; `kind` must be its type.
@@ -129,7 +130,7 @@ impl<'a> Reservations<'a> {
         key: ReservationKey,
         kind: ReservationType,
     ) -> Result<(), Error> {
-        change(&mut self.unit, ReserveOut::Release, kind, own(key)).await
+        change(&mut self, ReserveOut::Release, kind, own(key)).await
     }
 
     /// Removes all registrations, ours too, and the reservation.
@@ -137,7 +138,7 @@ impl<'a> Reservations<'a> {
     /// # Errors
     /// As `register`.
     pub async fn clear(mut self, key: ReservationKey) -> Result<(), Error> {
-        change(&mut self.unit, ReserveOut::Clear, NO_TYPE, own(key)).await
+        change(&mut self, ReserveOut::Clear, NO_TYPE, own(key)).await
     }
 
     /// Removes all registrations under `victim`, and takes the reservation over as `kind` if it was theirs. `abort`:
@@ -161,12 +162,12 @@ impl<'a> Reservations<'a> {
             service_action_key: victim,
             ..own(key)
         };
-        change(&mut self.unit, action, kind, list).await
+        change(&mut self, action, kind, list).await
     }
 }
 
 async fn read<T>(
-    unit: &mut Unit<'_, impl Execute>,
+    unit: &mut Reservations,
     action: ReserveIn,
     parse: impl FnOnce(&[u8]) -> Result<T, Violation>,
 ) -> Result<T, Error> {
@@ -179,21 +180,25 @@ async fn read<T>(
             reservation::told_bytes(data)
         }
     };
-    let data = unit
-        .ask_whole(during, cdb, told, u32::from(u16::MAX))
-        .await?;
+    let bytes_max = u32::from(u16::MAX);
+    let data = ask_whole(&mut unit.carrier, during, unit.lun, cdb, told, bytes_max).await?;
     parse(&data).map_err(|source| Error::Violation { during, source })
 }
 
 async fn change(
-    unit: &mut Unit<'_, impl Execute>,
+    unit: &mut Reservations,
     action: ReserveOut,
     kind: ReservationType,
     list: ReserveOutParameters,
 ) -> Result<(), Error> {
     let cdb = Cdb::persistent_reserve_out(action, kind);
     let data = Data::Out(list.to_bytes().to_vec().into());
-    unit.perform("PERSISTENT RESERVE OUT", cdb, data)
+    let command = Command {
+        lun: unit.lun,
+        cdb,
+        data,
+    };
+    perform(&mut unit.carrier, "PERSISTENT RESERVE OUT", command)
         .await
         .map(drop)
 }

@@ -4,9 +4,10 @@
 //! told. A disk that outlives its sessions is `Disk::open`'s.
 
 use super::owner::{self, Commands, Task};
-use super::{Disk, Error};
+use super::{Disk, Error, Reservations};
 use crate::io::Driver;
 use crate::proto::SessionParams;
+use crate::scsi::LunAddress;
 
 /// A normal session with a target, logged in.
 ///
@@ -37,6 +38,12 @@ impl Session {
     /// As `probe`.
     pub async fn disk(&self, lun: u16) -> Result<Disk, Error> {
         Disk::of(self.commands(), lun).await
+    }
+
+    /// The persistent reservations of a logical unit that is not probed, for one call: one that is reserved by others may
+    /// answer the probe's MODE SENSE with a conflict (SPC-4 table 66).
+    pub fn reservations(&self, lun: u16) -> Reservations {
+        Reservations::of(self.commands(), LunAddress::from_number(lun))
     }
 
     /// A carrier for commands of one's own.

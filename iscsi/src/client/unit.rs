@@ -14,11 +14,11 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::{Bytes, BytesMut};
 
-use super::execute::{Execute, ask_whole, perform};
+use super::execute::{Execute, perform};
 use super::{Error, LunInfo};
 use crate::io::{Command, Completion, Data};
 use crate::scsi::sense::code;
-use crate::scsi::{Blocks, ByteCount, Cdb, Lba, LunAddress, Sense, SenseKey, Status, Violation};
+use crate::scsi::{Blocks, ByteCount, Cdb, Lba, LunAddress, Sense, SenseKey, Status};
 
 /// One logical unit, as one call sees it.
 #[derive(Debug)]
@@ -123,18 +123,6 @@ impl<E: Execute> Unit<'_, E> {
             Err(error) if is_unknown(&error) => Err(Error::Unsupported(during)),
             Err(error) => Err(error),
         }
-    }
-
-    /// A question whose answer may be long.
-    pub(super) async fn ask_whole(
-        &mut self,
-        during: &'static str,
-        cdb: impl Fn(u32) -> Cdb,
-        told: impl Fn(&[u8]) -> Result<u64, Violation>,
-        bytes_max: u32,
-    ) -> Result<BytesMut, Error> {
-        let lun = self.lun();
-        ask_whole(&mut self.carrier, during, lun, cdb, told, bytes_max).await
     }
 
     /// A command whose data is a parameter: GOOD says all.

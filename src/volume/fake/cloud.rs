@@ -1,8 +1,11 @@
-//! The invented world as a cloud.
+//! The cloud of a test: rows, metadata, sizes.
 
 use futures_util::future::BoxFuture;
 
-use super::*;
+use super::super::Cloud;
+use super::super::error::Cause;
+use super::{Row, World};
+use crate::cinder::{ConnectionInfo, Connector, Holder, NewVolume, Volume};
 
 impl Cloud for World {
     fn is_configured(&self) -> bool {

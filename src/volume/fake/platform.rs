@@ -1,8 +1,20 @@
-//! The invented world as a host.
+//! The host of a test: devices, what is on them, mounts, fences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
+use iscsi::scsi::Identity;
+use uuid::Uuid;
 
-use super::*;
+use super::super::error::Cause;
+use super::super::layout::{Fstype, MkfsOptions};
+use super::super::platform::{
+    Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
+    Sizes,
+};
+use super::{FakeLun, Row, World};
+use crate::lun::LunSpec;
 
 #[derive(Debug)]
 struct FakeDevice {
@@ -224,9 +236,10 @@ impl Platform for World {
             self.enter("mount").await?;
             let mut inner = self.inner();
             inner.last_options = Some(options);
-            if handing.is_fresh {
-                *inner.greeted.entry(mountpoint.to_owned()).or_default() += 1;
-            }
+            assert!(
+                !handing.is_fresh || inner.formatted.values().any(|times| *times > 0),
+                "handed out as fresh what was never made"
+            );
             assert!(!inner.mounts.contains_key(mountpoint), "mounted twice");
             inner
                 .mounts
