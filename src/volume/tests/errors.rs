@@ -89,6 +89,10 @@ fn of_words() -> Vec<Error> {
         "a b".parse::<VolumeName>().unwrap_err(),
         "big".parse::<SizeGib>().unwrap_err(),
         "fat".parse::<Fstype>().unwrap_err(),
+        MkfsOptions::parse("-F", Fstype::Ext4).unwrap_err(),
+        MkfsOptions::parse("-b", Fstype::Xfs).unwrap_err(),
+        parse_subdir("../etc").unwrap_err(),
+        parse_mode("rwx").unwrap_err(),
         "keep".parse::<Reclaim>().unwrap_err(),
         "steal".parse::<Elsewhere>().unwrap_err(),
         check(CreateRequest {
