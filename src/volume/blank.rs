@@ -129,9 +129,9 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The head: boot sectors, GPT, ext, xfs, btrfs (64 KiB), LVM, LUKS1 and LUKS2 with its second
-/// header (up to 4 MiB), ZFS labels 0 and 1, md 1.1 and 1.2, swap.
-const HEAD_BYTES: u64 = 4 * MIB;
+/// The head: boot sectors, GPT, ext, xfs, btrfs (64 KiB), LVM, LUKS1 and LUKS2 with its second header (which begins at up
+/// to 4 MiB), ZFS labels 0 and 1, md 1.1 and 1.2, swap, f2fs with its second checkpoint (it begins at 4 MiB).
+const HEAD_BYTES: u64 = 8 * MIB;
 /// The tail: backup GPT, md 0.90 and 1.0, ZFS labels 2 and 3, DDF and vendors' RAID metadata,
 /// DRBD's.
 const TAIL_BYTES: u64 = 4 * MIB;
@@ -139,16 +139,24 @@ const TAIL_BYTES: u64 = 4 * MIB;
 /// first block of group 1), btrfs's mirrors.
 const BACKUPS: [u64; 5] = [8 * MIB, 32 * MIB, 64 * MIB, 128 * MIB, 256 * GIB];
 const BACKUP_BYTES: u64 = 64 * KIB;
-/// Samples across the whole, for data that has no signature. Chosen freely; costs 2 MiB of reading.
-const SAMPLES: u64 = 32;
-const SAMPLE_BYTES: u64 = 64 * KIB;
+/// Samples across the whole, for what has lost its signature: the groups of XFS begin at fourths of the device, and other
+/// data lies anywhere. Chosen freely; costs 16 MiB of reading. What fills less than the distance of two of them, has no
+/// signature and lies between them is not seen.
+const SAMPLES: u64 = 128;
+/// A sample begins below its place, and ends behind it: xfs rounds the begin of a group up, by a few blocks.
+const SAMPLE_ALIGN: u64 = 64 * KIB;
+const SAMPLE_BYTES: u64 = 2 * SAMPLE_ALIGN;
 
 /// The ranges to read, half-open, clipped to the device.
 fn regions(size: u64) -> Vec<(u64, u64)> {
     let mut regions = vec![(0, HEAD_BYTES), (size.saturating_sub(TAIL_BYTES), size)];
     regions.extend(BACKUPS.iter().map(|begin| (*begin, begin + BACKUP_BYTES)));
-    let stride = (size / SAMPLES / SAMPLE_BYTES * SAMPLE_BYTES).max(SAMPLE_BYTES);
-    regions.extend((0..SAMPLES).map(|n| (n * stride, n * stride + SAMPLE_BYTES)));
+    regions.extend((0..SAMPLES).map(|n| {
+        // The n-th part of the whole, to the byte: a rounded step would miss by ever more.
+        let place = size / SAMPLES * n + size % SAMPLES * n / SAMPLES;
+        let begin = place / SAMPLE_ALIGN * SAMPLE_ALIGN;
+        (begin, begin + SAMPLE_BYTES)
+    }));
     regions
         .into_iter()
         .map(|(begin, end)| (begin.min(size), end.min(size)))
@@ -309,24 +317,46 @@ mod tests {
         assert_eq!(found, Some(Content::Filesystem("ext4".to_owned())));
     }
 
+    fn run(tool: &str, words: &[&str], file: &Path) {
+        let output = std::process::Command::new(tool)
+            .args(words)
+            .arg(file)
+            .output();
+        let output =
+            output.unwrap_or_else(|error| panic!("{tool}: {error}; cargo xtask test installs it"));
+        assert!(
+            output.status.success(),
+            "{tool}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
     /// The class of kubernetes#140376: the head is destroyed, blkid sees nothing, the data is still
     /// there.
     #[tokio::test]
     async fn a_filesystem_whose_head_was_lost_is_not_blank() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(256 * MIB).unwrap();
-        super::super::filesystem::format(
-            file.path(),
-            super::super::Fstype::Ext4,
-            &MkfsOptions::default(),
-        )
-        .await
-        .unwrap();
-        file.write_all(&vec![0; 4 << 20]).unwrap();
-        assert_eq!(probe(file.path()).await.unwrap(), None);
-        assert!(matches!(
-            read_all_regions(file.path()).await.unwrap(),
-            Content::Other(_)
-        ));
+        const EXT4: (&str, &[&str]) = ("mkfs.ext4", &["-q"]);
+        const XFS: (&str, &[&str]) = ("mkfs.xfs", &["-q"]);
+        const BTRFS: (&str, &[&str]) = ("mkfs.btrfs", &["-q"]);
+        const F2FS: (&str, &[&str]) = ("mkfs.f2fs", &["-q"]);
+        // Sizes at which the groups of XFS begin at no round place, and Cinder's own.
+        for ((tool, words), sizes_mib, lost_mib) in [
+            (EXT4, &[256, 1024, 3072][..], 8),
+            (XFS, &[301, 333, 399, 513, 577, 1001, 1024, 3072, 5120], 8),
+            (BTRFS, &[128, 1024], 8),
+            (F2FS, &[64, 200, 512, 1024, 3072, 5120], 4),
+        ] {
+            for size_mib in sizes_mib {
+                let mut file = tempfile::NamedTempFile::new().unwrap();
+                file.as_file().set_len(size_mib * MIB).unwrap();
+                run(tool, words, file.path());
+                file.write_all(&vec![0; lost_mib << 20]).unwrap();
+                let found = read_all_regions(file.path()).await.unwrap();
+                assert!(
+                    matches!(found, Content::Other(_)),
+                    "{tool}, {size_mib} MiB: {found:?}"
+                );
+            }
+        }
     }
 }

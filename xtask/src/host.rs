@@ -36,6 +36,7 @@ pub(crate) const DEMO: &[&str] = &["e2fsprogs", "kmod", "mount"];
 pub(crate) const INTEROP: &[&str] = &[
     "btrfs-progs",
     "e2fsprogs",
+    "f2fs-tools",
     "fio",
     "libiscsi-bin",
     "libnbd-bin",
