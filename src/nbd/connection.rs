@@ -142,7 +142,12 @@ impl<S: Stream> Front for Connection<S> {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.stream.descriptor()
+        // What is not read stays readable, and would be waited for without end.
+        if self.is_reading() {
+            self.stream.descriptor()
+        } else {
+            None
+        }
     }
 
     fn handle_readable(&mut self) {
@@ -191,9 +196,14 @@ impl<S: Stream> Connection<S> {
         self.machine.in_flight() == 0 && self.replies.is_empty() && !self.is_unflushed
     }
 
+    /// Whether what comes is read: not after the end, nor while the input holds a request that cannot be taken.
+    fn is_reading(&self) -> bool {
+        self.end.is_none() && (!self.stalled || self.due.is_some())
+    }
+
     /// Reads once: the rest of a payload straight to its place, and what follows it into the input.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.end.is_some() || (self.stalled && self.due.is_none()) {
+        if !self.is_reading() {
             return false;
         }
         let payload = match &mut self.due {
@@ -472,4 +482,70 @@ impl Input {
 
 fn usize_of(length: u32) -> usize {
     usize::try_from(length).expect("the daemon runs on machines of 32 bits and more")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::nbd::wire;
+
+    fn geometry() -> Geometry {
+        Geometry {
+            size_bytes: 1 << 20,
+            block_bytes: 512,
+            physical_block_bytes: 512,
+            preferred_bytes: 4096,
+            request_bytes_max: 1 << 20,
+            read_only: false,
+            write_cache: true,
+            can_trim: false,
+            can_write_zeroes: false,
+            rotational: false,
+        }
+    }
+
+    /// As a lane turns it, with nothing for the backend to do.
+    fn turn(connection: &mut Connection<UnixStream>) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while connection.poll_receive(&mut cx) | connection.poll_send(&mut cx) {}
+    }
+
+    /// A lane would wait for it awake, and it would stay readable.
+    #[tokio::test]
+    async fn a_connection_that_does_not_read_has_no_descriptor_to_wait_for() {
+        let (ours, client) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours, &[], &geometry(), Agreed::default());
+        assert!(connection.descriptor().is_some());
+        // Refused, at the cost of a reply each, which the client does not fetch.
+        let nonsense = wire::Request {
+            flags: 0,
+            command: 99,
+            cookie: 1,
+            offset: 0,
+            length: 0,
+        };
+        let requests = nonsense.emit().repeat(100);
+        while !connection.stalled {
+            let mut sent = 0;
+            while sent < requests.len() && !connection.stalled {
+                sent += client.try_write(&requests[sent..]).unwrap_or(0);
+                turn(&mut connection);
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(connection.descriptor().is_none(), "stalled");
+        let mut replies = vec![0; 1 << 16];
+        while connection.stalled {
+            while client.try_read(&mut replies).is_ok() {}
+            turn(&mut connection);
+            tokio::task::yield_now().await;
+        }
+        assert!(connection.descriptor().is_some(), "goes on");
+        connection.stop();
+        assert!(connection.descriptor().is_none(), "stopped");
+    }
 }

@@ -40,7 +40,7 @@ pub(super) trait Front {
     /// From now on nothing new is taken; what is under way is finished.
     fn stop(&mut self);
 
-    /// What can be read when its users have sent something, if it is one descriptor.
+    /// What can be read when its users have sent something, if it is one descriptor and `poll_receive` would read it now.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
     /// That descriptor was seen to be readable: the next `poll_receive` need not wait for the reactor to say so.

@@ -206,7 +206,9 @@ impl Front for Link {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.stream.as_ref().map(AsFd::as_fd)
+        // What is not read stays readable, and would be waited for without end.
+        let stream = self.stream.as_ref().filter(|_| self.is_reading());
+        stream.map(AsFd::as_fd)
     }
 
     fn handle_readable(&mut self) {
@@ -260,10 +262,15 @@ impl Link {
         }
     }
 
+    /// Whether what comes is read: not after the end, nor while the input holds a request that cannot be taken.
+    fn is_reading(&self) -> bool {
+        let is_busy = self.waiting.is_some() || (self.stalled && self.due.is_none());
+        self.end.is_none() && !self.leaving && !is_busy
+    }
+
     /// Reads once, what is there: the rest of a payload straight to its place, and what follows it into the input.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
-        let busy = self.waiting.is_some() || (self.stalled && self.due.is_none());
-        if self.end.is_some() || self.leaving || busy {
+        if !self.is_reading() {
             return false;
         }
         let Some(stream) = &self.stream else {
