@@ -45,6 +45,25 @@ pub struct Geometry {
     pub rotational: bool,
 }
 
+#[cfg(test)]
+impl Geometry {
+    /// A MiB of blocks of 512 bytes, with a cache and without further abilities: what a test changes is what it is about.
+    pub(crate) fn plain() -> Self {
+        Self {
+            size_bytes: 1 << 20,
+            block_bytes: 512,
+            physical_block_bytes: 512,
+            preferred_bytes: 4096,
+            request_bytes_max: 1 << 20,
+            read_only: false,
+            write_cache: true,
+            can_trim: false,
+            can_write_zeroes: false,
+            rotational: false,
+        }
+    }
+}
+
 /// One request of a front, in bytes; offset and length are multiples of the block length and in range.
 #[derive(Debug)]
 pub struct Request {

@@ -152,10 +152,8 @@ fn help() -> String {
 /// Rounded up, which is said.
 fn size(value: &str) -> Result<SizeGib, Error> {
     let size: SizeGib = value.parse()?;
-    let is_exact = value
-        .trim()
-        .ends_with(|last: char| last.is_ascii_digit() || "gGtT".contains(last));
-    if !is_exact {
+    // Of smaller units Cinder knows nothing.
+    if value.contains(['k', 'K', 'm', 'M']) {
         tracing::info!(
             asked = value,
             gib = size.get(),

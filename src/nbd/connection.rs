@@ -213,14 +213,8 @@ impl<S: Stream> Connection<S> {
         let missing = payload.len();
         let room = self.input.room();
         let mut parts = [IoSliceMut::new(payload), IoSliceMut::new(room)];
-        let mut read = Poll::Pending;
-        if std::mem::take(&mut self.is_readable) {
-            read = ready_of(self.stream.read(&mut parts));
-        }
-        if read.is_pending() {
-            read = self.stream.poll_read(cx, &mut parts);
-        }
-        let got = match read {
+        let is_seen = std::mem::take(&mut self.is_readable);
+        let got = match self.stream.poll_read_seen(cx, &mut parts, is_seen) {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => return self.lose(End::Closed),
             Poll::Ready(Ok(got)) => got,
@@ -432,14 +426,6 @@ impl<S: Stream> Connection<S> {
     }
 }
 
-/// What was read at once, or nothing yet.
-fn ready_of(read: io::Result<usize>) -> Poll<io::Result<usize>> {
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-        read => Poll::Ready(read),
-    }
-}
-
 /// Bytes that are read and not yet parsed.
 struct Input {
     bytes: Box<[u8]>,
@@ -493,21 +479,6 @@ mod tests {
     use super::*;
     use crate::nbd::wire;
 
-    fn geometry() -> Geometry {
-        Geometry {
-            size_bytes: 1 << 20,
-            block_bytes: 512,
-            physical_block_bytes: 512,
-            preferred_bytes: 4096,
-            request_bytes_max: 1 << 20,
-            read_only: false,
-            write_cache: true,
-            can_trim: false,
-            can_write_zeroes: false,
-            rotational: false,
-        }
-    }
-
     /// As a lane turns it, with nothing for the backend to do.
     fn turn(connection: &mut Connection<UnixStream>) {
         let mut cx = Context::from_waker(Waker::noop());
@@ -518,7 +489,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_does_not_read_has_no_descriptor_to_wait_for() {
         let (ours, client) = UnixStream::pair().unwrap();
-        let mut connection = Connection::new(ours, &[], &geometry(), Agreed::default());
+        let mut connection = Connection::new(ours, &[], &Geometry::plain(), Agreed::default());
         assert!(connection.descriptor().is_some());
         // Refused, at the cost of a reply each, which the client does not fetch.
         let nonsense = wire::Request {

@@ -46,6 +46,22 @@ pub(super) trait Stream {
     /// `WouldBlock`: there is nothing. Else the connection failed.
     fn read(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
+    /// Reads as `poll_read`; `is_seen`: there is something, of which the reactor may not know yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    fn poll_read_seen(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &mut [IoSliceMut<'_>],
+        is_seen: bool,
+    ) -> Poll<io::Result<usize>> {
+        if is_seen && let Some(outcome) = settled_alone(self.read(parts)) {
+            return Poll::Ready(outcome);
+        }
+        self.poll_read(cx, parts)
+    }
+
     /// Sends on what an earlier write left in buffers of the stream's own.
     ///
     /// # Errors

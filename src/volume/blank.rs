@@ -32,18 +32,14 @@ pub(crate) async fn inspect(device: &Path) -> Result<Content, Cause> {
     tokio::task::spawn_blocking(move || blkdev::drop_cache(&File::open(path)?))
         .await?
         .map_err(|error| Error::file("dropping cached pages of", device, error))?;
+    examine(device).await
+}
+
+/// As `inspect`, of what has no cache of its own to be dropped.
+pub(super) async fn examine(device: &Path) -> Result<Content, Cause> {
     match probe(device).await? {
         Some(content) => Ok(content),
         None => read_all_regions(device).await,
-    }
-}
-
-/// As `inspect`, for an ordinary file, which has no cache of its own.
-#[cfg(test)]
-pub(crate) async fn inspect_file(file: &Path) -> Result<Content, Cause> {
-    match probe(file).await? {
-        Some(content) => Ok(content),
-        None => read_all_regions(file).await,
     }
 }
 

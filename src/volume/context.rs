@@ -3,7 +3,9 @@
 use uuid::Uuid;
 
 use super::Settings;
+use super::error::Error;
 use super::outside::Outside;
+use crate::cinder::Volume;
 
 /// What all volumes share.
 #[derive(Debug)]
@@ -29,6 +31,21 @@ impl Context {
     /// Our key for persistent reservations; never zero, which would be none.
     pub(crate) fn reservation_key(&self) -> u64 {
         self.installation.as_u64_pair().0 | 1
+    }
+
+    /// What `FENCED` says of a LUN that we have reserved.
+    pub(crate) fn fence_mark(&self) -> String {
+        format!("{:016x}", self.reservation_key())
+    }
+
+    /// The volume by UUID or name, which the error calls `name`; none: it is certain that there is none.
+    pub(crate) async fn find_volume(
+        &self,
+        asked: &str,
+        name: &str,
+    ) -> Result<Option<Volume>, Error> {
+        let found = self.out.find_volume(asked).await;
+        found.map_err(|cause| Error::step(format!("asking Cinder for {name}"), cause))
     }
 }
 

@@ -238,12 +238,11 @@ impl Seen {
         };
         let mount_dir = &cx.settings.mount_dir;
         let addresses = cx.out.kept_addresses();
-        let devices = cx.out.our_devices().await;
+        let devices = recover::our_devices(cx).await?;
         let mounts = cx.out.mounts_below(mount_dir).await;
         Ok(Self {
             volumes,
-            devices: devices
-                .map_err(|cause| Error::step("asking the kernel for its devices", cause))?,
+            devices,
             mounts: mounts
                 .map_err(|cause| Error::step("asking the kernel for its mounts", cause))?,
             directories: directories_in(mount_dir)?,
@@ -277,7 +276,7 @@ async fn of_volume(cx: &Context, volume: &Volume) -> Vec<Leftover> {
     let (ours, others): (Vec<_>, Vec<_>) = tags.partition(|(_, host)| **host == cx.name());
     let tag = cx.tag();
     // What is fenced by us is opened by an export, so that comes before the rows go.
-    let key = format!("{:016x}", cx.reservation_key());
+    let key = cx.fence_mark();
     if volume.metadata.get(FENCED) == Some(&key) {
         let fence = |remedy| Leftover::new(FindingKind::Fence, &*key, name, remedy);
         found.push(if volume.attachments.is_empty() {
@@ -409,11 +408,7 @@ async fn repair(cx: &Context, act: Act) -> Result<(), Error> {
             .await
             .map_err(|(_, error)| error),
         Act::DeleteRow { id, volume_id } => {
-            let devices = cx.out.our_devices().await;
-            let devices =
-                devices.map_err(|cause| Error::step("asking the kernel for its devices", cause))?;
-            let of_it = format!(":{volume_id}:");
-            if let Some((device, _)) = devices.iter().find(|(_, text)| text.contains(&of_it)) {
+            if let Some(device) = recover::device_of_volume(cx, &volume_id).await? {
                 return Err(Error::Invalid {
                     what: format!("{} is still attached by it", device.display()),
                 });

@@ -329,8 +329,7 @@ impl Engine {
         if !self.cx.out.has_cloud() {
             return Err(Error::NoCloud);
         }
-        let found = self.cx.out.find_volume(asked).await;
-        found.map_err(|cause| Error::step(format!("asking Cinder for {asked}"), cause))
+        self.cx.find_volume(asked, asked).await
     }
 
     async fn ask<T>(

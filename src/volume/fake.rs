@@ -88,6 +88,14 @@ struct Inner {
     kept: Vec<Uuid>,
 }
 
+impl Inner {
+    /// The LUN that a device shows.
+    fn key_on(&self, device: &Path) -> Result<String, Cause> {
+        let lun = self.devices.get(device).ok_or("no such device")?;
+        Ok(lun.key.clone())
+    }
+}
+
 #[derive(Clone, Debug)]
 struct FakeLun {
     host: &'static str,

@@ -5,6 +5,8 @@
 //!    written down. As long as that fails, nothing is written and nothing given up.
 //! 2. What nobody was told of yet is undone; what was on its way back goes on.
 
+use std::path::PathBuf;
+
 use super::address::Address;
 use super::attachment::settle;
 use super::context::Context;
@@ -13,17 +15,42 @@ use super::journal::Entry;
 use super::lanes::{LANES_MAX, lanes_of, spec_of};
 use super::outside::Served;
 use super::takeover;
+use crate::cinder::ConnectionInfo;
 
 /// The kernel's device of this entry, if it still has one.
-pub(crate) async fn find_device(
-    cx: &Context,
-    entry: &Entry,
-) -> Result<Option<std::path::PathBuf>, Error> {
+pub(crate) async fn find_device(cx: &Context, entry: &Entry) -> Result<Option<PathBuf>, Error> {
     let found = cx.out.find_device(&entry.identifier()).await;
     found.map_err(|cause| {
         let step = format!("asking the kernel for the device of {}", entry.volume);
         Error::step(step, cause)
     })
+}
+
+/// A device of ours that is of this volume, whatever entry it belongs to.
+pub(crate) async fn device_of_volume(
+    cx: &Context,
+    volume_id: &str,
+) -> Result<Option<PathBuf>, Error> {
+    let of_it = format!(":{volume_id}:");
+    let mut devices = our_devices(cx).await?.into_iter();
+    let found = devices.find(|(_, identifier)| identifier.contains(&of_it));
+    Ok(found.map(|(device, _)| device))
+}
+
+/// The devices of any cinder-nbd: path and identifier.
+pub(crate) async fn our_devices(cx: &Context) -> Result<Vec<(PathBuf, String)>, Error> {
+    let devices = cx.out.our_devices().await;
+    devices.map_err(|cause| Error::step("asking the kernel for its devices", cause))
+}
+
+/// Where Cinder exports the volume for an attachment.
+pub(crate) async fn export_of(
+    cx: &Context,
+    name: &str,
+    attachment_id: &str,
+) -> Result<ConnectionInfo, Error> {
+    let info = cx.out.connection_of(attachment_id).await;
+    info.map_err(|cause| Error::step(format!("asking Cinder where {name} is exported"), cause))
 }
 
 /// Serves the kernel's device of this entry again, in place of a process that is gone.
@@ -77,12 +104,7 @@ async fn ask_address(
     let Some(id) = &entry.attachment_id else {
         return Ok(None);
     };
-    let info = cx.out.connection_of(id).await.map_err(|cause| {
-        Error::step(
-            format!("asking Cinder where {} is exported", entry.volume),
-            cause,
-        )
-    })?;
+    let info = export_of(cx, &entry.volume, id).await?;
     let address = Address::of_cinder(info, read_only);
     cx.out.keep_address(entry.id, &address).await?;
     Ok(Some(address))

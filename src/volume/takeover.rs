@@ -31,6 +31,7 @@ use super::context::{ATTACHING, Context, FENCED};
 use super::error::{Error, line};
 use super::journal::{Entry, Phase};
 use super::lanes::{LANES_MAX, control_of};
+use super::recover;
 use super::request::Elsewhere;
 use crate::cinder::{Holder, Volume};
 
@@ -138,9 +139,7 @@ async fn look(cx: &Context, name: &str, volume: &mut Volume, wish: Wish) -> Resu
             }
         }
         rounds += 1;
-        let found = cx.out.find_volume(&volume.id).await;
-        let found =
-            found.map_err(|cause| Error::step(format!("asking Cinder for {name}"), cause))?;
+        let found = cx.find_volume(&volume.id, name).await?;
         *volume = found.ok_or_else(|| Error::NoSuchVolume {
             name: name.to_owned(),
         })?;
@@ -174,15 +173,6 @@ pub(crate) async fn clear(cx: &Context, entry: &mut Entry, room: &Room) -> Resul
     Ok(())
 }
 
-/// Ends the fence by our own export, and takes the mark away.
-pub(crate) async fn open_again(
-    cx: &Context,
-    entry: &Entry,
-    address: &Address,
-) -> Result<(), Error> {
-    lift(cx, entry, address).await
-}
-
 /// A take that failed or died: if the fence is ours and the LUN is still exported to anybody, it takes writes again. If it
 /// is not, the mark says to whoever attaches it next that the fence has to be ended.
 pub(crate) async fn step_back(cx: &Context, entry: &Entry) -> Result<(), Error> {
@@ -193,10 +183,8 @@ pub(crate) async fn step_back(cx: &Context, entry: &Entry) -> Result<(), Error> 
     let (true, Some(volume_id)) = (is_before_devices, &entry.volume_id) else {
         return Ok(());
     };
-    let found = cx.out.find_volume(volume_id).await;
-    let found =
-        found.map_err(|cause| Error::step(format!("asking Cinder for {}", entry.volume), cause))?;
-    let own = format!("{:016x}", cx.reservation_key());
+    let found = cx.find_volume(volume_id, &entry.volume).await?;
+    let own = cx.fence_mark();
     if found.is_none_or(|volume| volume.metadata.get(FENCED) != Some(&own)) {
         return Ok(());
     }
@@ -205,12 +193,8 @@ pub(crate) async fn step_back(cx: &Context, entry: &Entry) -> Result<(), Error> 
     let Some(row) = rows.iter().find(is_exported) else {
         return Ok(());
     };
-    let info = cx.out.connection_of(&row.attachment_id).await;
-    let info = info.map_err(|cause| {
-        let step = format!("asking Cinder where {} is exported", entry.volume);
-        Error::step(step, cause)
-    })?;
-    lift(cx, entry, &Address::of_cinder(info, false)).await
+    let info = recover::export_of(cx, &entry.volume, &row.attachment_id).await?;
+    open_again(cx, entry, &Address::of_cinder(info, false)).await
 }
 
 async fn fence(cx: &Context, entry: &Entry, holder: &Holder) -> Result<(), Error> {
@@ -223,7 +207,7 @@ async fn fence(cx: &Context, entry: &Entry, holder: &Holder) -> Result<(), Error
     let key = cx.reservation_key();
     let info = cx.out.connection_of(&holder.attachment_id).await;
     let address = Address::of_cinder(info.map_err(no_fence)?, false);
-    let marked = cx.out.tag(volume_id, FENCED, &format!("{key:016x}")).await;
+    let marked = cx.out.tag(volume_id, FENCED, &cx.fence_mark()).await;
     marked.map_err(no_fence)?;
     let control = control_of(cx, entry.id, &address)?;
     let fenced = cx.out.fence(control, key).await;
@@ -236,7 +220,12 @@ async fn fence(cx: &Context, entry: &Entry, holder: &Holder) -> Result<(), Error
     fenced.map_err(no_fence)
 }
 
-async fn lift(cx: &Context, entry: &Entry, address: &Address) -> Result<(), Error> {
+/// Ends the fence by an export, and takes the mark away.
+pub(crate) async fn open_again(
+    cx: &Context,
+    entry: &Entry,
+    address: &Address,
+) -> Result<(), Error> {
     let control = control_of(cx, entry.id, address)?;
     let lifted = cx.out.unfence(control, cx.reservation_key()).await;
     lifted.map_err(|cause| {
@@ -252,11 +241,7 @@ async fn lift(cx: &Context, entry: &Entry, address: &Address) -> Result<(), Erro
 
 /// A row with our tag and without an entry: the journal was lost, or somebody tidied it by hand.
 async fn forget_stale(cx: &Context, name: &str, volume: &Volume, row: Holder) -> Result<(), Error> {
-    let devices = cx.out.our_devices().await;
-    let devices =
-        devices.map_err(|cause| Error::step("asking the kernel for its devices", cause))?;
-    let of_it = format!(":{}:", volume.id);
-    if let Some((device, _)) = devices.iter().find(|(_, text)| text.contains(&of_it)) {
+    if let Some(device) = recover::device_of_volume(cx, &volume.id).await? {
         return Err(Error::Invalid {
             what: format!(
                 "{name} is attached by this host as {}, of which the journal knows nothing; 'cinder-nbd doctor --repair' \
@@ -329,9 +314,9 @@ pub(crate) async fn forget_nameless(cx: &Context, entry: &Entry) -> Result<(), E
         return Ok(());
     };
     let name = &entry.volume;
-    let found = cx.out.find_volume(volume_id).await;
-    let found = found.map_err(|cause| Error::step(format!("asking Cinder for {name}"), cause))?;
-    let Some(volume) = found else { return Ok(()) };
+    let Some(volume) = cx.find_volume(volume_id, name).await? else {
+        return Ok(());
+    };
     let nameless = async || -> Result<Vec<String>, Error> {
         let mut rows = holders(cx, name, volume_id).await?;
         rows.retain(|row| row.status == "reserved" && !entry.before.contains(&row.attachment_id));

@@ -34,6 +34,18 @@ impl Bed {
         }
     }
 
+    /// A volume of ours, with nothing asked for.
+    async fn create(&self, name: &str) -> View {
+        let created = self.engine.create(name, CreateRequest::default()).await;
+        created.unwrap()
+    }
+
+    /// By hand, with nothing asked for.
+    async fn attach(&self, name: &str) -> View {
+        let attached = self.engine.attach(name, AttachRequest::default()).await;
+        attached.unwrap()
+    }
+
     fn journal(&self) -> usize {
         std::fs::read_dir(self.directory.path().join("state/attachments"))
             .unwrap()
@@ -80,10 +92,7 @@ fn static_target() -> StaticTarget {
 #[tokio::test]
 async fn a_volume_is_created_formatted_mounted_and_comes_all_the_way_back() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     let at = bed.engine.mount("v1", "c1").await.unwrap();
     assert_eq!(at, bed.directory.path().join("mnt/v1"));
     assert_eq!(bed.world.mountpoints(), [at]);
@@ -142,10 +151,7 @@ async fn a_failure_at_any_step_of_a_mount_leaves_nothing_behind() {
         "mount",
     ] {
         let bed = Bed::new();
-        bed.engine
-            .create("v1", CreateRequest::default())
-            .await
-            .unwrap();
+        bed.create("v1").await;
         bed.world.take_calls();
         bed.world.fail(step);
         let error = bed.engine.mount("v1", "c1").await.unwrap_err();
@@ -189,10 +195,7 @@ async fn without_a_journal_nothing_is_begun() {
         .unwrap_err();
     assert_eq!(bed.world.count("reserve"), 0);
     std::fs::create_dir(bed.directory.path().join("state/attachments")).unwrap();
-    bed.engine
-        .attach("v1", AttachRequest::default())
-        .await
-        .unwrap();
+    bed.attach("v1").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,10 +285,7 @@ async fn a_blank_volume_is_formatted_only_if_it_is_ours_and_never_was() {
 #[tokio::test]
 async fn a_record_alone_does_not_make_a_volume_ours() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     let id = bed.world.volumes()[0].id.clone();
     bed.world.mark(&id, CREATED_BY, None);
     bed.engine.mount("v1", "c1").await.unwrap_err();
@@ -295,10 +295,7 @@ async fn a_record_alone_does_not_make_a_volume_ours() {
 #[tokio::test]
 async fn a_volume_that_lost_its_filesystem_is_not_made_anew() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.engine.unmount("v1", "c1").await.unwrap();
     let id = bed.world.volumes()[0].id.clone();
@@ -313,10 +310,7 @@ async fn a_volume_that_lost_its_filesystem_is_not_made_anew() {
 #[tokio::test]
 async fn docker_cp_does_not_take_the_volume_from_under_its_container() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     let at = bed.engine.mount("v1", "c1").await.unwrap();
     assert_eq!(bed.engine.mount("v1", "c1").await.unwrap(), at);
     bed.engine.unmount("v1", "c1").await.unwrap();
@@ -330,10 +324,7 @@ async fn docker_cp_does_not_take_the_volume_from_under_its_container() {
 #[tokio::test(start_paused = true)]
 async fn a_mount_stays_while_the_kernel_knows_a_user() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.world.set_users(vec![user()]);
     bed.engine.unmount("v1", "c1").await.unwrap();
@@ -348,10 +339,7 @@ async fn a_mount_stays_while_the_kernel_knows_a_user() {
 #[tokio::test(start_paused = true)]
 async fn a_mount_whose_caller_hung_up_is_kept_for_the_retry_and_then_given_up() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     let gate = bed.world.gate("mount");
     let engine = bed.engine.clone();
     let caller = tokio::spawn(async move { engine.mount("v1", "c1").await });
@@ -390,10 +378,7 @@ async fn a_mount_whose_caller_hung_up_is_kept_for_the_retry_and_then_given_up() 
 #[tokio::test]
 async fn a_mount_that_was_undone_by_hand_is_made_again() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     let at = bed.engine.mount("v1", "c1").await.unwrap();
     bed.world.unmount_by_hand();
     assert_eq!(bed.engine.mount("v1", "c2").await.unwrap(), at);
@@ -466,14 +451,8 @@ async fn an_attached_volume_is_found_by_name_id_and_device() {
 #[tokio::test]
 async fn what_is_attached_by_hand_stays_when_docker_leaves() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
-    bed.engine
-        .attach("v1", AttachRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
+    bed.attach("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.engine.unmount("v1", "c1").await.unwrap();
     assert_eq!(bed.state("v1").await, State::Attached);
@@ -486,10 +465,7 @@ async fn what_is_attached_by_hand_stays_when_docker_leaves() {
 #[tokio::test]
 async fn a_busy_volume_is_not_detached_and_stays_what_it_was() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     let error = line(&bed.engine.detach("v1", false).await.unwrap_err());
     assert!(error.contains("1 mount is counted"), "{error}");
@@ -511,10 +487,7 @@ async fn a_busy_volume_is_not_detached_and_stays_what_it_was() {
 async fn a_volume_whose_target_takes_no_more_writes_is_given_up_only_by_force() {
     let bed = Bed::new();
     bed.world.add_foreign("v1");
-    bed.engine
-        .attach("v1", AttachRequest::default())
-        .await
-        .unwrap();
+    bed.attach("v1").await;
     bed.world.fail("disconnect");
     bed.engine.detach("v1", false).await.unwrap_err();
     assert_eq!(bed.state("v1").await, State::Attached);
@@ -560,24 +533,12 @@ async fn static_targets_need_no_cloud_and_undo_theirs_too() {
 #[tokio::test]
 async fn create_is_idempotent_by_name() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
+    bed.create("v1").await;
     assert_eq!(bed.world.volumes().len(), 1);
     // Another host has made it, or our record was lost after Cinder had answered.
     bed.world.add("v2", ours());
-    assert!(
-        bed.engine
-            .create("v2", CreateRequest::default())
-            .await
-            .unwrap()
-            .created_by_us
-    );
+    assert!(bed.create("v2").await.created_by_us);
     assert_eq!(bed.world.volumes().len(), 2);
     bed.world.add_foreign("v3");
     bed.world.add_foreign("v3");
@@ -629,10 +590,7 @@ async fn read_only_goes_all_the_way_down() {
 #[tokio::test]
 async fn what_is_known_is_told_while_the_cloud_is_away() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.world.fail("find");
     assert_eq!(bed.engine.get("v1").await.unwrap().name, "v1");
     assert_eq!(bed.engine.list().await.unwrap().len(), 1);
@@ -647,16 +605,10 @@ async fn what_is_known_is_told_while_the_cloud_is_away() {
 #[tokio::test]
 async fn a_stop_takes_everything_off_the_host() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.world.add_foreign("v2");
-    bed.engine
-        .attach("v2", AttachRequest::default())
-        .await
-        .unwrap();
+    bed.attach("v2").await;
     bed.engine.attach_static(static_target()).await.unwrap();
     let Bed {
         world,
@@ -683,10 +635,7 @@ async fn a_stop_takes_everything_off_the_host() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_flushes_a_busy_volume_before_it_cuts_it_off() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.world.set_users(vec![user()]);
     bed.world.take_calls();
@@ -717,10 +666,7 @@ async fn a_stop_flushes_a_busy_volume_before_it_cuts_it_off() {
 #[tokio::test]
 async fn after_a_reboot_what_was_left_is_rolled_back() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     let Bed {
         world,

@@ -141,16 +141,10 @@ mod tests {
 
     fn geometry() -> Geometry {
         Geometry {
-            size_bytes: 1 << 20,
-            block_bytes: 512,
-            physical_block_bytes: 512,
-            preferred_bytes: 4096,
             request_bytes_max: 32 << 20,
-            read_only: false,
-            write_cache: true,
             can_trim: true,
             can_write_zeroes: true,
-            rotational: false,
+            ..Geometry::plain()
         }
     }
 

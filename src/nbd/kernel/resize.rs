@@ -309,18 +309,7 @@ mod tests {
     }
 
     fn watched(growth: &Arc<Growth>, lane: usize) -> Watched<Fake> {
-        let geometry = Geometry {
-            size_bytes: 1 << 20,
-            block_bytes: 512,
-            physical_block_bytes: 512,
-            preferred_bytes: 4096,
-            request_bytes_max: 1 << 20,
-            read_only: false,
-            write_cache: true,
-            can_trim: false,
-            can_write_zeroes: false,
-            rotational: false,
-        };
+        let geometry = Geometry::plain();
         let found = None;
         growth.watch(lane, Fake { geometry, found })
     }

@@ -206,12 +206,7 @@ impl Platform for World {
         Box::pin(async move {
             self.enter("format").await?;
             let mut inner = self.inner();
-            let key = inner
-                .devices
-                .get(device)
-                .expect("a device of the test")
-                .key
-                .clone();
+            let key = inner.key_on(device)?;
             *inner.formatted.entry(key.clone()).or_default() += 1;
             let gib = inner.lun_gib.get(&key).copied().unwrap_or(1);
             inner.filesystem_gib.insert(key.clone(), gib);
@@ -363,12 +358,7 @@ impl Platform for World {
         Box::pin(async move {
             self.enter("grow_device").await?;
             let mut inner = self.inner();
-            let key = inner
-                .devices
-                .get(device)
-                .ok_or("no such device")?
-                .key
-                .clone();
+            let key = inner.key_on(device)?;
             let volume = inner.volumes.iter().find(|volume| volume.id == key);
             let gib = volume.ok_or("no such volume")?.size;
             assert!(gib << 30 >= bytes, "more than Cinder has given");
@@ -388,12 +378,7 @@ impl Platform for World {
             let mut inner = self.inner();
             let mounted = inner.mounts.get(mountpoint).map(PathBuf::as_path);
             assert_eq!(mounted, Some(device), "grown where it is not mounted");
-            let key = inner
-                .devices
-                .get(device)
-                .ok_or("no such device")?
-                .key
-                .clone();
+            let key = inner.key_on(device)?;
             let gib = inner.lun_gib.get(&key).copied().unwrap_or(1);
             inner.filesystem_gib.insert(key, gib);
             Ok(())

@@ -55,7 +55,7 @@ pub(crate) async fn format(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::blank::inspect_file;
+    use crate::volume::blank;
     use crate::volume::platform::Content;
 
     #[tokio::test]
@@ -65,7 +65,7 @@ mod tests {
             file.as_file().set_len(1 << 30).unwrap();
             let options = MkfsOptions::parse("-L told", fstype).unwrap();
             format(file.path(), fstype, &options).await.unwrap();
-            let found = inspect_file(file.path()).await.unwrap();
+            let found = blank::examine(file.path()).await.unwrap();
             assert_eq!(found, Content::Filesystem(fstype.as_str().to_owned()));
             let mut bytes = vec![0; 128 << 10];
             std::os::unix::fs::FileExt::read_exact_at(file.as_file(), &mut bytes, 0).unwrap();

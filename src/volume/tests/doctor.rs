@@ -33,10 +33,7 @@ fn own(bed: &Bed) -> (String, String) {
 #[tokio::test]
 async fn a_host_in_order_has_nothing_left_over() {
     let bed = Bed::new();
-    bed.engine
-        .create("v1", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("v1").await;
     bed.engine.mount("v1", "c1").await.unwrap();
     bed.engine.attach_static(static_target()).await.unwrap();
     assert_eq!(bed.engine.doctor(true).await.unwrap(), []);
@@ -47,10 +44,7 @@ async fn a_host_in_order_has_nothing_left_over() {
 #[tokio::test]
 async fn all_kinds_of_leftovers_are_found_and_repaired_beside_a_daemon_at_work() {
     let bed = Bed::new();
-    bed.engine
-        .create("busy", CreateRequest::default())
-        .await
-        .unwrap();
+    bed.create("busy").await;
     bed.engine.mount("busy", "c1").await.unwrap();
     let (tag, name) = own(&bed);
     let (lost, nameless) = (

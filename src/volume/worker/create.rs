@@ -290,8 +290,7 @@ impl Worker {
     }
 
     pub(super) async fn find(&self, asked: &str) -> Result<Option<Volume>, Error> {
-        let found = self.cx.out.find_volume(asked).await;
-        found.map_err(|cause| Error::step(format!("asking Cinder for {asked}"), cause))
+        self.cx.find_volume(asked, asked).await
     }
 
     /// A record for a volume that had none.

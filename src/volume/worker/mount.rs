@@ -191,7 +191,7 @@ impl Worker {
 
     /// Whether this blank volume is ours to format.
     pub(super) fn may_format(&self, record: &Record) -> Result<(), Error> {
-        const BY_HAND: &str = "if it shall be, make a filesystem by hand: 'cinder-nbd attach', mkfs.ext4, 'cinder-nbd detach'";
+        const BY_HAND: &str = "if it shall be, make a filesystem by hand: 'cinder-nbd attach', mkfs, 'cinder-nbd detach'";
         let reason = if record.read_only || self.live.as_ref().is_some_and(|live| live.read_only) {
             "it is read-only"
         } else if record.formatted == Formatted::Done || self.marks.formatted {
