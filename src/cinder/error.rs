@@ -188,9 +188,11 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
-    /// More than one volume of that name.
-    #[error("{} volumes are named `{name}`: {}; give the id of the one that is meant", ids.len(), listed(ids))]
+    /// More than one of that name.
+    #[error("{} {kind}s are named `{name}`: {}; give the id of the one that is meant", ids.len(), listed(ids))]
     Ambiguous {
+        /// `volume`, `snapshot`, `transfer`.
+        kind: &'static str,
         /// The name.
         name: String,
         /// Their ids.
@@ -275,11 +277,23 @@ pub enum Error {
         /// Whether it was deleted again, and what to do.
         outcome: String,
     },
+    /// A new snapshot ended in `error`.
+    #[error("Cinder could not take snapshot `{name}`: {reason}; {remedy}")]
+    SnapshotFailed {
+        /// Its name.
+        name: String,
+        /// From Cinder's messages.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A state did not come within its time.
-    #[error("volume {volume} is still {status} after {seconds} s; {remedy}")]
+    #[error("{kind} {id} is still {status} after {seconds} s; {remedy}")]
     Slow {
-        /// Name or id.
-        volume: String,
+        /// `volume` or `snapshot`.
+        kind: &'static str,
+        /// Its id.
+        id: String,
         /// The state it is in.
         status: String,
         /// How long we waited.

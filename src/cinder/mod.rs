@@ -20,7 +20,10 @@ mod fault;
 mod http;
 mod keystone;
 mod model;
+mod pages;
 mod session;
+mod snapshots;
+mod transfers;
 mod upkeep;
 mod volumes;
 
@@ -30,6 +33,8 @@ use std::sync::Arc;
 pub use connection::ConnectionInfo;
 pub use error::{Error, Holder, RequestId};
 pub use model::{Connector, NewVolume, Volume, VolumeAttachment};
+pub use snapshots::{NewSnapshot, Snapshot};
+pub use transfers::{NewTransfer, Transfer};
 
 use crate::config::CloudConfig;
 use session::Session;

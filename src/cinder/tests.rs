@@ -118,6 +118,7 @@ fn every_error_is_one_line_with_a_remedy() {
         refused(500, "<html>\n\n</html>"),
         refused(503, "x\n"),
         Error::Ambiguous {
+            kind: "volume",
             name: "n".into(),
             ids: (0..20).map(|n| n.to_string()).collect(),
         },

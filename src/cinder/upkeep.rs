@@ -4,29 +4,16 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use serde_json::json;
 
 use super::Cinder;
 use super::error::{Error, Holder};
 use super::model::Volume;
 use super::session::Call;
-use super::volumes::state_remedy;
+use super::volumes::{POLL_FIRST, POLL_MAX, state_remedy};
 
 /// A backend that copies may take long; Cinder itself does not say.
 const EXTEND_WAIT: Duration = Duration::from_mins(10);
-const POLL_FIRST: Duration = Duration::from_millis(100);
-const POLL_MAX: Duration = Duration::from_secs(2);
-
-#[derive(Deserialize)]
-struct Snapshots {
-    snapshots: Vec<Snapshot>,
-}
-
-#[derive(Deserialize)]
-struct Snapshot {
-    id: String,
-}
 
 impl Cinder {
     /// All volumes of exactly this name.
@@ -69,7 +56,8 @@ impl Cinder {
         while volume.status == "extending" {
             if started.elapsed() >= EXTEND_WAIT {
                 return Err(Error::Slow {
-                    volume: volume.id,
+                    kind: "volume",
+                    id: volume.id,
                     status: volume.status,
                     seconds: EXTEND_WAIT.as_secs(),
                     remedy: "Cinder goes on with it; extend it again later".to_owned(),
@@ -87,20 +75,6 @@ impl Cinder {
             remedy: state_remedy(&volume.status).to_owned(),
             status: volume.status,
         })
-    }
-
-    /// Ids of its snapshots.
-    ///
-    /// # Errors
-    /// See `Error`.
-    pub async fn snapshot_ids(&self, volume_id: &str) -> Result<Vec<String>, Error> {
-        let query = [("volume_id", volume_id)];
-        let listed: Snapshots = self
-            .session
-            .call(Call::get(&["snapshots"]).query(&query))
-            .await?
-            .parse()?;
-        Ok(listed.snapshots.into_iter().map(|one| one.id).collect())
     }
 
     /// Removes one metadata key. Absent is done, and so is a volume that is gone.

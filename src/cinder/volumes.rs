@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Cinder;
-use super::error::{Error, REMEDY_NOT_FOUND, RequestId};
+use super::error::Error;
 use super::model::{NewVolume, Volume};
+use super::pages::the_one;
 use super::session::{Call, Repeat};
 
 /// An empty volume: below the 120 s that Docker's engine waits, so that it hears our reason.
@@ -28,30 +29,15 @@ const COPY_WAIT: Duration = Duration::from_hours(1);
 const DELETE_WAIT: Duration = Duration::from_mins(5);
 
 /// The pauses between two looks: Cinder needs 0.2 to 0.5 s when it has nothing else to do.
-const POLL_FIRST: Duration = Duration::from_millis(100);
-const POLL_MAX: Duration = Duration::from_secs(2);
+pub(super) const POLL_FIRST: Duration = Duration::from_millis(100);
+pub(super) const POLL_MAX: Duration = Duration::from_secs(2);
 
-/// A list's pages: with the server's 1000 a page, more than any project's quota.
-const PAGES_MAX: usize = 1000;
-
-/// The mark of a request, in the volume's metadata.
-const MARK: &str = "cinder-nbd.request";
+/// The mark of a request, in the metadata of what it makes.
+pub(super) const MARK: &str = "cinder-nbd.request";
 
 #[derive(Deserialize)]
 struct One {
     volume: Volume,
-}
-
-#[derive(Deserialize)]
-struct Page {
-    volumes: Vec<Volume>,
-    #[serde(default)]
-    volumes_links: Vec<Link>,
-}
-
-#[derive(Deserialize)]
-struct Link {
-    rel: String,
 }
 
 #[derive(Deserialize)]
@@ -77,27 +63,10 @@ impl Cinder {
                 result => return result,
             }
         }
-        let mut named = self.list_filtered(&[("name", id_or_name)]).await?;
-        named.retain(|volume| volume.name.as_deref() == Some(id_or_name));
-        match (named.pop(), named.is_empty()) {
-            (Some(volume), true) => Ok(volume),
-            (Some(volume), false) => {
-                let ids = named
-                    .into_iter()
-                    .chain([volume])
-                    .map(|volume| volume.id)
-                    .collect();
-                Err(Error::Ambiguous {
-                    name: id_or_name.to_owned(),
-                    ids,
-                })
-            }
-            (None, _) => Err(Error::NotFound {
-                message: format!("there is no volume `{id_or_name}` in this project"),
-                request: RequestId(None),
-                remedy: REMEDY_NOT_FOUND.to_owned(),
-            }),
-        }
+        let named = self.list_filtered(&[("name", id_or_name)]).await?;
+        the_one("volume", id_or_name, named, |volume| {
+            (&volume.id, volume.name.as_deref())
+        })
     }
 
     /// By UUID.
@@ -147,7 +116,8 @@ impl Cinder {
                 remedy: "Cinder may have lost the request (its operators can reset the state); else wait, and delete it \
                          by its id"
                     .to_owned(),
-                volume: volume.id,
+                kind: "volume",
+                id: volume.id,
                 status: volume.status,
                 seconds: wait.as_secs(),
             }),
@@ -194,33 +164,7 @@ impl Cinder {
         &self,
         filter: &[(&str, &str)],
     ) -> Result<Vec<Volume>, Error> {
-        let mut volumes: Vec<Volume> = Vec::new();
-        for _ in 0..PAGES_MAX {
-            let marker = volumes.last().map(|volume| volume.id.clone());
-            let query: Vec<(&str, &str)> = filter
-                .iter()
-                .copied()
-                .chain(marker.as_deref().map(|id| ("marker", id)))
-                .collect();
-            let path = ["volumes", "detail"];
-            let page: Page = self
-                .session
-                .call(Call::get(&path).query(&query))
-                .await?
-                .parse()?;
-            // The link's address is what the API thinks it has; only whether there is one is of use.
-            let is_last = !page.volumes_links.iter().any(|link| link.rel == "next");
-            let is_empty = page.volumes.is_empty();
-            volumes.extend(page.volumes);
-            if is_last || is_empty {
-                return Ok(volumes);
-            }
-        }
-        Err(Error::Answer {
-            url: self.session.endpoint().to_string(),
-            what: format!("the list of volumes does not end after {PAGES_MAX} pages"),
-            request: RequestId(None),
-        })
+        self.all("volumes", &["volumes", "detail"], filter).await
     }
 
     /// After an answer that was lost: the volume, if it was made nevertheless.
@@ -269,7 +213,8 @@ impl Cinder {
             }
             if started.elapsed() >= wait {
                 return Err(Error::Slow {
-                    volume: volume.id,
+                    kind: "volume",
+                    id: volume.id,
                     status: volume.status,
                     seconds: wait.as_secs(),
                     remedy: "Cinder goes on with it; look again with `cinder-nbd volume list`"
@@ -307,8 +252,8 @@ impl Cinder {
     }
 
     /// What Cinder tells users about a failure; its newest words first, the same words once.
-    async fn reason(&self, volume_id: &str) -> String {
-        let query = [("resource_uuid", volume_id)];
+    pub(super) async fn reason(&self, id: &str) -> String {
+        let query = [("resource_uuid", id)];
         let messages = match self
             .session
             .call(Call::get(&["messages"]).query(&query))

@@ -7,7 +7,15 @@ use clap::{Args, Parser, Subcommand};
 use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{DigestPolicy, IscsiName, Portal};
 
-use crate::volume::{Elsewhere, SizeGib};
+mod volume;
+
+pub use volume::{
+    SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, SnapshotVerb, TransferAccept,
+    TransferCreate, TransferDelete, TransferVerb, VolumeClone, VolumeCreate, VolumeDelete,
+    VolumeExtend, VolumeShow, VolumeVerb,
+};
+
+use crate::volume::Elsewhere;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -93,7 +101,7 @@ pub enum Verb {
     /// Show how the daemon is
     #[command(after_help = "Example:\n  cinder-nbd status")]
     Status(Show),
-    /// Create, list, show and delete volumes in Cinder; needs no daemon
+    /// Create, clone, extend, list, show and delete volumes in Cinder; their snapshots and transfers
     #[command(subcommand)]
     #[command(
         after_help = "The cloud is named as for the openstack command: OS_CLOUD with clouds.yaml, or the OS_* \
@@ -297,80 +305,6 @@ pub struct Discover {
     pub show: Show,
 }
 
-/// `volume`.
-#[derive(Debug, Subcommand)]
-pub enum VolumeVerb {
-    /// Create a volume and wait until it is available
-    #[command(after_help = "Example:\n  cinder-nbd volume create data1 --size 10 --type fast")]
-    Create(VolumeCreate),
-    /// List the project's volumes
-    #[command(after_help = "Example:\n  cinder-nbd volume list --json")]
-    List(Show),
-    /// Show one volume
-    #[command(after_help = "Example:\n  cinder-nbd volume show data1")]
-    Show(VolumeShow),
-    /// Delete a volume and wait until it is gone
-    #[command(after_help = "Example:\n  cinder-nbd volume delete data1")]
-    Delete(VolumeDelete),
-}
-
-/// `volume create`.
-#[derive(Debug, Args)]
-pub struct VolumeCreate {
-    /// Name of the new volume
-    pub name: String,
-    /// Size in GiB, or with a unit; rounded up to whole GiB [default: the configuration's, else 1]
-    #[arg(long, value_name = "SIZE")]
-    pub size: Option<SizeGib>,
-    /// Volume type
-    #[arg(long = "type", value_name = "TYPE")]
-    pub volume_type: Option<String>,
-    /// Availability zone
-    #[arg(long, value_name = "ZONE")]
-    pub availability_zone: Option<String>,
-    /// Description
-    #[arg(long, value_name = "TEXT")]
-    pub description: Option<String>,
-    /// Make it from this snapshot
-    #[arg(long, value_name = "ID", group = "origin")]
-    pub snapshot: Option<String>,
-    /// Make it from this volume
-    #[arg(long, value_name = "ID", group = "origin")]
-    pub source: Option<String>,
-    /// Make it from this image
-    #[arg(long, value_name = "ID", group = "origin")]
-    pub image: Option<String>,
-    /// Where Cinder is to put it, as in `same_host=UUID`; may be repeated
-    #[arg(long = "hint", value_name = "NAME=VALUE", value_parser = hint)]
-    pub hints: Vec<(String, String)>,
-    /// How to print.
-    #[command(flatten)]
-    pub show: Show,
-}
-
-fn hint(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    let (name, value) = pair.ok_or("write NAME=VALUE, as in same_host=UUID")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
-/// `volume show`.
-#[derive(Debug, Args)]
-pub struct VolumeShow {
-    /// Name or UUID
-    pub volume: String,
-    /// How to print.
-    #[command(flatten)]
-    pub show: Show,
-}
-
-/// `volume delete`.
-#[derive(Debug, Args)]
-pub struct VolumeDelete {
-    /// Name or UUID
-    pub volume: String,
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -417,6 +351,18 @@ mod tests {
             "volume list --json".to_owned(),
             "volume show v1 --json".to_owned(),
             "volume delete v1".to_owned(),
+            "volume clone v1 v2 --size 3".to_owned(),
+            "volume extend v1 20GiB --json".to_owned(),
+            "volume snapshot create v1 s1 --freeze-limit 5".to_owned(),
+            "volume snapshot create v1 s1 --no-freeze --description x".to_owned(),
+            "volume snapshot list".to_owned(),
+            "volume snapshot list v1 --json".to_owned(),
+            "volume snapshot show s1".to_owned(),
+            "volume snapshot delete s1".to_owned(),
+            "volume transfer create v1 --name t1".to_owned(),
+            "volume transfer list --json".to_owned(),
+            "volume transfer accept t1 --auth-key-file -".to_owned(),
+            "volume transfer delete t1".to_owned(),
         ] {
             assert!(
                 parsed(&words).is_ok(),
@@ -457,6 +403,11 @@ mod tests {
             "supervise daemon".to_owned(),
             "volume create v1 --size 0".to_owned(),
             "volume create v1 --snapshot a --image b".to_owned(),
+            "volume extend v1".to_owned(),
+            "volume extend v1 0".to_owned(),
+            "volume snapshot create v1 s1 --no-freeze --freeze-limit 5".to_owned(),
+            "volume snapshot create v1 s1 --freeze-limit 0".to_owned(),
+            "volume transfer accept t1".to_owned(),
             "frobnicate".to_owned(),
         ] {
             let kind = parsed(&words).map(|_| ()).unwrap_err().kind();

@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 /// Prints one line. A reader that has gone (`| head -1`) is no failure.
@@ -74,7 +74,11 @@ impl Waiting {
     /// Begins, with what is waited for.
     pub(super) fn new(what: String) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner().with_message(what);
+            let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let bar = ProgressBar::new_spinner()
+                .with_style(style)
+                .with_message(what);
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });

@@ -1,4 +1,4 @@
-//! The CHAP secret from its file.
+//! Secrets from their files.
 //!
 //! Invariant: the secret goes from the file into a `Secret` and nowhere else; errors name the file,
 //! not its content.
@@ -19,12 +19,17 @@ pub(super) fn credentials(
     };
     Ok(Some(ChapCredentials {
         name: name.to_owned(),
-        secret: read(file)?,
+        secret: read("the CHAP secret file", file)?,
     }))
 }
 
-fn read(path: &Path) -> anyhow::Result<Secret> {
-    let doing = || format!("reading the CHAP secret file {}", path.display());
+/// The secret in a file; `what` is that file in words, for errors. A file named `-` is standard input.
+pub(super) fn read(what: &str, path: &Path) -> anyhow::Result<Secret> {
+    let path = match path.as_os_str().as_encoded_bytes() {
+        b"-" => Path::new("/dev/stdin"),
+        _ => path,
+    };
+    let doing = || format!("reading {what} {}", path.display());
     let metadata = path.metadata().with_context(doing)?;
     if metadata.mode() & 0o077 != 0 && metadata.is_file() {
         tracing::warn!("{} can be read by others; chmod 600 it", path.display());
@@ -35,7 +40,7 @@ fn read(path: &Path) -> anyhow::Result<Secret> {
     }
     if text.is_empty() {
         bail!(
-            "the CHAP secret file {} is empty; write the secret into it",
+            "{what} {} is empty; write the secret into it",
             path.display()
         );
     }
@@ -62,16 +67,22 @@ mod tests {
             ("abc \n\n", "abc \n"),
             (" a", " a"),
         ] {
-            assert_eq!(read(file(content).path()).unwrap().expose(), secret);
+            assert_eq!(
+                read("the file", file(content).path()).unwrap().expose(),
+                secret
+            );
         }
     }
 
     #[test]
     fn an_empty_or_absent_file_is_named() {
         let empty = file("\n");
-        let error = format!("{:#}", read(empty.path()).unwrap_err());
+        let error = format!("{:#}", read("the file", empty.path()).unwrap_err());
         assert!(error.contains("is empty"), "{error}");
-        let error = format!("{:#}", read(Path::new("/no/such/secret")).unwrap_err());
+        let error = format!(
+            "{:#}",
+            read("the file", Path::new("/no/such/secret")).unwrap_err()
+        );
         assert!(error.contains("/no/such/secret"), "{error}");
     }
 }

@@ -9,6 +9,7 @@
 //! `volume`'s matter.
 
 pub mod blkdev;
+pub mod freeze;
 pub mod holder;
 pub mod inherited;
 pub mod listener;

@@ -7,12 +7,15 @@
 //! while it is away.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
 use super::error::{Cause, Error};
-use crate::cinder::{Cinder, ConnectionInfo, Connector, Holder, NewVolume, Volume};
+use crate::cinder::{
+    Cinder, ConnectionInfo, Connector, Holder, NewSnapshot, NewVolume, Snapshot, Volume,
+};
 use crate::config::CloudConfig;
 
 /// Cinder as the engine uses it; the meaning of each call is that of `cinder::Cinder`.
@@ -67,8 +70,18 @@ pub trait Cloud: Debug + Send + Sync + 'static {
     /// All volumes of the project.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Volume>, Cause>>;
 
-    /// Ids of a volume's snapshots.
-    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<String>, Cause>>;
+    /// A volume's snapshots.
+    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<Snapshot>, Cause>>;
+
+    /// Has a snapshot taken; it may be `creating` still.
+    fn begin_snapshot(&self, new: NewSnapshot) -> BoxFuture<'_, Result<Snapshot, Cause>>;
+
+    /// Waits until it is no longer `creating`, or the time is over.
+    fn await_snapshot<'a>(
+        &'a self,
+        snapshot_id: &'a str,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Snapshot, Cause>>;
 
     /// Makes a volume larger, attached or not, and waits until that is done; GiB.
     fn extend<'a>(&'a self, volume_id: &'a str, gib: u64) -> BoxFuture<'a, Result<(), Cause>>;
@@ -199,8 +212,26 @@ impl Cloud for ConfiguredCloud {
         Box::pin(async move { Ok(self.client().await?.list().await?) })
     }
 
-    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<String>, Cause>> {
-        Box::pin(async move { Ok(self.client().await?.snapshot_ids(volume_id).await?) })
+    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<Snapshot>, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.snapshots(Some(volume_id)).await?) })
+    }
+
+    fn begin_snapshot(&self, new: NewSnapshot) -> BoxFuture<'_, Result<Snapshot, Cause>> {
+        Box::pin(async move { Ok(self.client().await?.begin_snapshot(&new).await?) })
+    }
+
+    fn await_snapshot<'a>(
+        &'a self,
+        snapshot_id: &'a str,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Snapshot, Cause>> {
+        Box::pin(async move {
+            Ok(self
+                .client()
+                .await?
+                .await_snapshot(snapshot_id, patience)
+                .await?)
+        })
     }
 
     fn extend<'a>(&'a self, volume_id: &'a str, gib: u64) -> BoxFuture<'a, Result<(), Cause>> {

@@ -31,7 +31,8 @@ use super::journal::{Entry, Record, Store};
 use super::outside::Outside;
 use super::platform::Platform;
 use super::request::{
-    AttachRequest, CreateRequest, SizeGib, State, StaticTarget, Status, View, VolumeName,
+    AttachRequest, CreateRequest, SizeGib, SnapshotRequest, State, StaticTarget, Status, Taken,
+    View, VolumeName,
 };
 use super::worker::{Command, Finished, Reply, Worker};
 use super::{CREATED_BY, Settings};
@@ -172,6 +173,17 @@ impl Engine {
     pub async fn extend(&self, asked: &str, to: SizeGib) -> Result<View, Error> {
         let (name, _) = self.resolve(asked).await?;
         self.ask(&name, |reply| Command::Extend(to, reply)).await
+    }
+
+    /// Has Cinder take a snapshot of a volume, by name or UUID. Where it is mounted here, its filesystem is frozen until
+    /// the snapshot is taken or the limit is over.
+    ///
+    /// # Errors
+    /// A step failed, or nothing was frozen although that was asked for; the filesystem is thawed in any case.
+    pub async fn snapshot(&self, asked: &str, request: SnapshotRequest) -> Result<Taken, Error> {
+        let (name, _) = self.resolve(asked).await?;
+        self.ask(&name, |reply| Command::Snapshot(request, reply))
+            .await
     }
 
     /// Attaches a LUN that no cloud knows of.

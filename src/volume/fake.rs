@@ -69,6 +69,7 @@ struct Inner {
     attachments: BTreeMap<String, Row>,
     lives: BTreeMap<&'static str, u64>,
     snapshots: BTreeMap<String, Vec<String>>,
+    taken: Vec<(String, bool)>,
     /// LUNs that take writes of this host alone.
     fences: BTreeMap<String, &'static str>,
     no_reservations: bool,
@@ -81,6 +82,8 @@ struct Inner {
     devices: BTreeMap<PathBuf, FakeLun>,
     contents: BTreeMap<String, Content>,
     mounts: BTreeMap<PathBuf, PathBuf>,
+    /// Mountpoints whose filesystem takes no writes.
+    frozen: BTreeSet<PathBuf>,
     users: Vec<MountUser>,
     last_options: Option<MountOptions>,
     /// What a LUN says it is, other than by default.
@@ -339,6 +342,15 @@ impl World {
         self.inner().snapshots.insert(id.to_owned(), snapshots);
     }
 
+    /// Names of a volume's snapshots, each with whether the filesystem was frozen when it was taken.
+    pub(crate) fn taken(&self) -> Vec<(String, bool)> {
+        self.inner().taken.clone()
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        !self.inner().frozen.is_empty()
+    }
+
     pub(crate) fn set_size(&self, id: &str, gib: u64) {
         let mut inner = self.inner();
         let mut volumes = inner.volumes.iter_mut();
@@ -422,6 +434,7 @@ impl World {
         let mut inner = self.inner();
         inner.devices.retain(|_, lun| lun.host != self.host);
         inner.mounts.clear();
+        inner.frozen.clear();
     }
 
     pub(crate) fn unmount_by_hand(&self) {

@@ -6,8 +6,9 @@
 //!
 //! What outlives this process is `kept`'s matter.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -25,6 +26,7 @@ use super::{blank, fence, filesystem};
 use crate::block::Backend;
 use crate::lun::{Identity, Lun, LunSpec};
 use crate::nbd::{self, DeviceParams, KernelDevice};
+use crate::sys::freeze::{self, Frozen};
 use crate::sys::inherited::Inherited;
 use crate::sys::notify::Notifier;
 use crate::sys::{blkdev, mount};
@@ -33,6 +35,8 @@ use crate::sys::{blkdev, mount};
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     keeping: Arc<Keeping>,
+    /// Filesystems frozen now, by their mountpoints. Held for an insertion or a removal only.
+    frozen: Arc<Mutex<BTreeMap<PathBuf, Frozen>>>,
 }
 
 #[derive(Debug)]
@@ -47,7 +51,12 @@ impl Host {
     pub fn new(holder: Option<Arc<Notifier>>, inherited: Vec<Inherited>) -> Self {
         Self {
             keeping: Arc::new(Keeping::new(holder, inherited)),
+            frozen: Arc::default(),
         }
+    }
+
+    fn frozen(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Frozen>> {
+        self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the whole host is going down, as far as systemd says; false where there is none.
@@ -252,6 +261,27 @@ impl Platform for Host {
         Box::pin(fence::lower(spec, key))
     }
 
+    fn freeze<'a>(
+        &'a self,
+        mountpoint: &'a Path,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        let at = mountpoint.to_owned();
+        Box::pin(async move {
+            let frozen = blocking(move || freeze::freeze(&at, limit)).await?;
+            self.frozen().insert(mountpoint.to_owned(), frozen);
+            Ok(())
+        })
+    }
+
+    fn thaw<'a>(&'a self, mountpoint: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+        let (at, ours) = (mountpoint.to_owned(), self.frozen().remove(mountpoint));
+        blocking(move || match ours {
+            Some(frozen) => frozen.thaw(),
+            None => freeze::thaw(&at),
+        })
+    }
+
     fn sizes<'a>(
         &'a self,
         device: &'a Path,
@@ -294,7 +324,13 @@ impl Platform for Host {
             if let Some(at) = mountpoint {
                 // Lazily: the device beneath is dead, so waiting for its users would be waiting for
                 // nothing.
-                blocking(move || filesystem::unmount_at(&at, true)).await?;
+                blocking(move || {
+                    // A frozen filesystem would outlive its mounts, and hold the device.
+                    let thawed = freeze::thaw(&at);
+                    tracing::trace!(?thawed, "before a forced unmount");
+                    filesystem::unmount_at(&at, true)
+                })
+                .await?;
             }
             Ok(
                 tokio::task::spawn_blocking(move || KernelDevice::disconnect_stale(&identifier))

@@ -172,6 +172,9 @@ pub(crate) struct Entry {
     /// The device, once there is one.
     #[serde(default)]
     pub(crate) standing: Option<Standing>,
+    /// The filesystem is, or is about to be, frozen for a snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) frozen: bool,
     /// Attached by hand, and hence kept.
     #[serde(default)]
     pub(crate) held: bool,
@@ -218,6 +221,7 @@ impl Entry {
             taken: None,
             mountpoint: None,
             standing: None,
+            frozen: false,
             held: false,
             counts: BTreeMap::new(),
         }

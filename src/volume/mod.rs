@@ -59,8 +59,8 @@ pub use platform::{
     Sizes,
 };
 pub use request::{
-    AttachRequest, CreateRequest, Elsewhere, Reclaim, SizeGib, State, StaticTarget, Status, View,
-    VolumeName,
+    AttachRequest, Consistency, CreateRequest, Elsewhere, Reclaim, SizeGib, SnapshotRequest, State,
+    StaticTarget, Status, Taken, View, VolumeName,
 };
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting

@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use iscsi::scsi::Identity;
 use uuid::Uuid;
@@ -24,7 +25,7 @@ use super::platform::{
     Content, Device, DeviceSpec, Handing, MountOptions, MountUser, Platform, Release, Sizes,
 };
 use super::step::Step;
-use crate::cinder::{ConnectionInfo, Connector, Holder, NewVolume, Volume};
+use crate::cinder::{ConnectionInfo, Connector, Holder, NewSnapshot, NewVolume, Snapshot, Volume};
 use crate::lun::LunSpec;
 
 /// Cloud, host and disk.
@@ -127,8 +128,16 @@ impl Outside {
         self.cloud.holders(volume_id).await
     }
 
-    pub(crate) async fn snapshots(&self, volume_id: &str) -> Result<Vec<String>, Cause> {
+    pub(crate) async fn snapshots(&self, volume_id: &str) -> Result<Vec<Snapshot>, Cause> {
         self.cloud.snapshots(volume_id).await
+    }
+
+    pub(crate) async fn await_snapshot(
+        &self,
+        id: &str,
+        patience: Duration,
+    ) -> Result<Snapshot, Cause> {
+        self.cloud.await_snapshot(id, patience).await
     }
 
     pub(crate) async fn connection_of(&self, attachment: &str) -> Result<ConnectionInfo, Cause> {
@@ -148,6 +157,11 @@ impl Outside {
 
     pub(crate) async fn extend_volume(&self, id: &str, gib: u64) -> Result<(), Cause> {
         self.take(Step::ExtendVolume, self.cloud.extend(id, gib))
+            .await
+    }
+
+    pub(crate) async fn begin_snapshot(&self, new: NewSnapshot) -> Result<Snapshot, Cause> {
+        self.take(Step::TakeSnapshot, self.cloud.begin_snapshot(new))
             .await
     }
 
@@ -322,6 +336,15 @@ impl Outside {
     pub(crate) async fn unmount(&self, at: &Path, lazy: bool) -> Result<(), Cause> {
         self.take(Step::Unmount, self.platform.unmount(at, lazy))
             .await
+    }
+
+    pub(crate) async fn freeze(&self, at: &Path, limit: Duration) -> Result<(), Cause> {
+        self.take(Step::Freeze, self.platform.freeze(at, limit))
+            .await
+    }
+
+    pub(crate) async fn thaw(&self, at: &Path) -> Result<bool, Cause> {
+        self.take(Step::Thaw, self.platform.thaw(at)).await
     }
 
     pub(crate) async fn grow_device(&self, device: &Path, bytes: u64) -> Result<u64, Cause> {

@@ -191,6 +191,17 @@ pub trait Platform: Debug + Send + Sync + 'static {
     /// Removes reservation and registrations, whoever made them. A unit that knows none has none.
     fn unfence(&self, spec: LunSpec, key: u64) -> BoxFuture<'_, Result<(), Cause>>;
 
+    /// Lets no write begin on a mounted filesystem, until `thaw` or until the time is over, and writes back what is dirty
+    /// before.
+    fn freeze<'a>(
+        &'a self,
+        mountpoint: &'a Path,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(), Cause>>;
+
+    /// Whether it was frozen until now. One that this process has not frozen is thawed as well.
+    fn thaw<'a>(&'a self, mountpoint: &'a Path) -> BoxFuture<'a, Result<bool, Cause>>;
+
     /// How large the device is, and what is mounted of it.
     fn sizes<'a>(
         &'a self,

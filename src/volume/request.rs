@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::layout::{Fstype, MkfsOptions, Top};
+use crate::cinder::Snapshot;
 use crate::sys::mount::MountOptions;
 
 /// A name under which a volume is known here: what Docker's own driver allows, so that no name
@@ -360,6 +361,54 @@ pub struct View {
     pub held: bool,
     /// The last failure, in one line.
     pub last_error: Option<String>,
+}
+
+impl std::fmt::Display for SizeGib {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} GiB", self.0)
+    }
+}
+
+/// A snapshot that is asked for.
+#[derive(Clone, Debug)]
+pub struct SnapshotRequest {
+    /// Its name.
+    pub name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// How long writes to the mounted filesystem may wait for it; none does not freeze.
+    pub freeze_limit: Option<Duration>,
+}
+
+/// A snapshot that was taken, or is being taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Taken {
+    /// As Cinder shows it.
+    pub snapshot: Snapshot,
+    /// What is in it.
+    pub consistency: Consistency,
+}
+
+/// What a snapshot of a volume has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// The filesystem was frozen while it was taken: all that had been written, at rest.
+    Filesystem,
+    /// Nobody had the volume.
+    Unused,
+    /// As after a loss of power: filesystem and programs recover as they do then.
+    Crash,
+}
+
+impl std::fmt::Display for Consistency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Filesystem => "the filesystem was frozen meanwhile",
+            Self::Unused => "nobody used the volume",
+            Self::Crash => "in use: as after a loss of power",
+        })
+    }
 }
 
 /// Where a volume is in its life on this host.

@@ -27,6 +27,9 @@
 //!  ExtendVolume     record: growing, to what size      perhaps a larger volume          goes on if Cinder began; else forgets
 //!  GrowDevice       record: growing                    the device as it was             goes on
 //!  GrowFilesystem   record: growing                    a part of the growth             goes on
+//!  Freeze           entry: frozen                      perhaps a frozen filesystem      thaws it
+//!  TakeSnapshot     nothing                            perhaps a snapshot               leaves it: it was asked for
+//!  Thaw             entry: frozen                      perhaps a frozen filesystem      thaws it
 //! ```
 //!
 //! And the files themselves, each replaced or removed whole: `WriteEntry`, `EraseEntry`, `WriteRecord`, `EraseRecord`,
@@ -90,6 +93,12 @@ pub(crate) enum Step {
     GrowDevice,
     /// The filesystem gets the new size.
     GrowFilesystem,
+    /// The filesystem takes no writes.
+    Freeze,
+    /// Cinder takes a snapshot.
+    TakeSnapshot,
+    /// The filesystem takes writes again.
+    Thaw,
     /// The entry of an attachment is written.
     WriteEntry,
     /// The entry of an attachment is removed.
@@ -115,6 +124,10 @@ pub(crate) enum Intent {
     Pending(PendingKind),
     /// A record that says that a filesystem was begun, or that there is one.
     Formatting,
+    /// An entry that says that its filesystem is frozen.
+    Frozen,
+    /// Nothing: what a death leaves is what was asked for.
+    Nothing,
     /// Nothing: the step is the writing itself.
     Itself,
 }
@@ -141,6 +154,8 @@ impl Step {
             Self::ExtendVolume | Self::GrowDevice | Self::GrowFilesystem => {
                 Intent::Pending(PendingKind::Extend)
             }
+            Self::Freeze | Self::Thaw => Intent::Frozen,
+            Self::TakeSnapshot => Intent::Nothing,
             Self::WriteEntry
             | Self::EraseEntry
             | Self::WriteRecord
@@ -178,7 +193,10 @@ impl Step {
             Some(Self::DeleteVolume) => Self::ExtendVolume,
             Some(Self::ExtendVolume) => Self::GrowDevice,
             Some(Self::GrowDevice) => Self::GrowFilesystem,
-            Some(Self::GrowFilesystem) => Self::WriteEntry,
+            Some(Self::GrowFilesystem) => Self::Freeze,
+            Some(Self::Freeze) => Self::TakeSnapshot,
+            Some(Self::TakeSnapshot) => Self::Thaw,
+            Some(Self::Thaw) => Self::WriteEntry,
             Some(Self::WriteEntry) => Self::EraseEntry,
             Some(Self::EraseEntry) => Self::WriteRecord,
             Some(Self::WriteRecord) => Self::EraseRecord,

@@ -14,6 +14,7 @@ mod elsewhere;
 mod errors;
 mod life;
 mod restart;
+mod snapshot;
 
 struct Bed {
     world: World,

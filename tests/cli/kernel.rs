@@ -14,7 +14,7 @@ use crate::bed::{Home, Running, kernel_has_nbd, signal, wait_until};
 
 /// A cloud, a daemon on it, and a mount through Docker's socket.
 pub(crate) struct Host {
-    cloud: Cloud,
+    pub(crate) cloud: Cloud,
     pub(crate) home: Home,
     daemon: Running,
 }
@@ -40,6 +40,22 @@ impl Host {
             home,
             daemon,
         })
+    }
+
+    /// The daemon is killed, and another one started.
+    pub(crate) fn with_another_daemon(self) -> Self {
+        let Self {
+            cloud,
+            home,
+            daemon,
+        } = self;
+        signal(daemon.pid(), "KILL");
+        daemon.terminate();
+        Self {
+            cloud,
+            daemon: home.daemon(),
+            home,
+        }
     }
 
     pub(crate) fn call(&self, call: &str, body: &str) -> serde_json::Value {

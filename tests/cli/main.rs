@@ -11,7 +11,9 @@
 mod bed;
 mod cloud;
 mod filesystems;
+mod frozen;
 mod kernel;
 mod supervise;
 mod target;
 mod usage;
+mod volumes;

@@ -1,6 +1,7 @@
 //! The daemon's end of the control socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -15,7 +16,8 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{
-    AttachRequest, DetachRequest, DoctorRequest, ExtendRequest, Failure, StaticAttachRequest,
+    AttachRequest, DetachRequest, DoctorRequest, ExtendRequest, Failure, SnapshotRequest,
+    StaticAttachRequest,
 };
 use crate::sys::listener;
 use crate::volume::{self, Engine, SizeGib, StaticTarget, line};
@@ -86,6 +88,7 @@ fn router(engine: Engine) -> Router {
         .route("/v1/attach-static", post(attach_static))
         .route("/v1/detach", post(detach))
         .route("/v1/extend", post(extend))
+        .route("/v1/snapshot", post(snapshot))
         .route("/v1/doctor", post(doctor))
         .with_state(engine)
 }
@@ -131,6 +134,25 @@ async fn extend(State(engine): State<Engine>, body: Bytes) -> Response {
         let size = SizeGib::new(request.size_gib).ok_or_else(|| wrong("the size is 0 GiB"))?;
         let extended = engine.extend(&request.volume, size).await;
         extended.map_err(|error| failed(&error))
+    };
+    respond(result.await)
+}
+
+async fn snapshot(State(engine): State<Engine>, body: Bytes) -> Response {
+    let result = async {
+        let request: SnapshotRequest = parse(&body)?;
+        if request.freeze_limit_s == Some(0) {
+            return Err(wrong("a limit of 0 s leaves no time to freeze in"));
+        }
+        let how = volume::SnapshotRequest {
+            name: request.name,
+            description: request.description,
+            freeze_limit: request
+                .freeze_limit_s
+                .map(|seconds| Duration::from_secs(seconds.into())),
+        };
+        let taken = engine.snapshot(&request.volume, how).await;
+        taken.map_err(|error| failed(&error))
     };
     respond(result.await)
 }

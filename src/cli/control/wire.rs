@@ -38,6 +38,21 @@ pub struct ExtendRequest {
     pub size_gib: u64,
 }
 
+/// Take a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    /// Name or UUID of the volume.
+    pub volume: String,
+    /// Name of the snapshot.
+    pub name: String,
+    /// For people.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// How long writes may wait, in seconds; none does not freeze.
+    #[serde(default)]
+    pub freeze_limit_s: Option<u16>,
+}
+
 /// Attach a LUN that no cloud knows of.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct StaticAttachRequest {

@@ -1,11 +1,14 @@
 //! The cloud of a test: rows, metadata, sizes.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 
 use super::super::Cloud;
 use super::super::error::Cause;
 use super::{Row, World};
-use crate::cinder::{ConnectionInfo, Connector, Holder, NewVolume, Volume};
+use crate::cinder::{ConnectionInfo, Connector, Holder, NewSnapshot, NewVolume, Snapshot, Volume};
 
 impl Cloud for World {
     fn is_configured(&self) -> bool {
@@ -42,9 +45,9 @@ impl Cloud for World {
                 .iter_mut()
                 .find(|volume| volume.id == id)
                 .expect("just added");
-            volume.size = new.size;
+            volume.size = new.size.max(1);
             let volume = volume.clone();
-            inner.lun_gib.insert(id, new.size);
+            inner.lun_gib.insert(id, volume.size);
             if inner.unanswered.contains("create") {
                 return Err("the answer was lost".into());
             }
@@ -186,11 +189,42 @@ impl Cloud for World {
         })
     }
 
-    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<String>, Cause>> {
+    fn snapshots<'a>(&'a self, volume_id: &'a str) -> BoxFuture<'a, Result<Vec<Snapshot>, Cause>> {
         Box::pin(async move {
             self.enter("snapshots").await?;
-            let found = self.inner().snapshots.get(volume_id).cloned();
-            Ok(found.unwrap_or_default())
+            let inner = self.inner();
+            let ids = inner.snapshots.get(volume_id).into_iter().flatten();
+            Ok(ids.map(|id| snapshot(id, volume_id, "available")).collect())
+        })
+    }
+
+    fn begin_snapshot(&self, new: NewSnapshot) -> BoxFuture<'_, Result<Snapshot, Cause>> {
+        Box::pin(async move {
+            self.enter("begin_snapshot").await?;
+            let mut inner = self.inner();
+            let is_frozen = !inner.frozen.is_empty();
+            inner.taken.push((new.name.clone(), is_frozen));
+            let of_volume = inner.snapshots.entry(new.volume_id.clone()).or_default();
+            of_volume.push(new.name.clone());
+            Ok(snapshot(&new.name, &new.volume_id, "creating"))
+        })
+    }
+
+    fn await_snapshot<'a>(
+        &'a self,
+        snapshot_id: &'a str,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Snapshot, Cause>> {
+        Box::pin(async move {
+            let ended = tokio::time::timeout(patience, self.enter("await_snapshot")).await;
+            let status = match ended {
+                Ok(entered) => {
+                    entered?;
+                    "available"
+                }
+                Err(_) => "creating",
+            };
+            Ok(snapshot(snapshot_id, "", status))
         })
     }
 
@@ -228,5 +262,19 @@ impl Cloud for World {
             self.mark(volume_id, key, Some(value));
             Ok(())
         })
+    }
+}
+
+/// Its name is its id.
+fn snapshot(id: &str, volume_id: &str, status: &str) -> Snapshot {
+    Snapshot {
+        id: id.to_owned(),
+        name: Some(id.to_owned()),
+        volume_id: volume_id.to_owned(),
+        status: status.to_owned(),
+        size: 1,
+        created_at: None,
+        description: None,
+        metadata: BTreeMap::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use iscsi::scsi::Identity;
@@ -247,7 +248,12 @@ impl Platform for World {
         Box::pin(async move {
             self.enter(if lazy { "unmount_lazily" } else { "unmount" })
                 .await?;
-            self.inner().mounts.remove(mountpoint);
+            let mut inner = self.inner();
+            assert!(
+                !inner.frozen.contains(mountpoint),
+                "unmounted while it is frozen"
+            );
+            inner.mounts.remove(mountpoint);
             Ok(())
         })
     }
@@ -333,6 +339,31 @@ impl Platform for World {
         })
     }
 
+    fn freeze<'a>(
+        &'a self,
+        mountpoint: &'a Path,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("freeze").await?;
+            assert!(!limit.is_zero(), "no time to freeze in");
+            let mut inner = self.inner();
+            assert!(
+                inner.mounts.contains_key(mountpoint),
+                "frozen where nothing is mounted"
+            );
+            inner.frozen.insert(mountpoint.to_owned());
+            Ok(())
+        })
+    }
+
+    fn thaw<'a>(&'a self, mountpoint: &'a Path) -> BoxFuture<'a, Result<bool, Cause>> {
+        Box::pin(async move {
+            self.enter("thaw").await?;
+            Ok(self.inner().frozen.remove(mountpoint))
+        })
+    }
+
     fn sizes<'a>(
         &'a self,
         device: &'a Path,
@@ -394,6 +425,7 @@ impl Platform for World {
             self.enter("reclaim").await?;
             let mut inner = self.inner();
             if let Some(at) = mountpoint {
+                inner.frozen.remove(at);
                 inner.mounts.remove(at);
             }
             inner.devices.retain(|_, lun| lun.identifier != identifier);

@@ -36,6 +36,7 @@ enum Scenario {
     Remove,
     ExtendMounted,
     ExtendAway,
+    Snapshot,
     Take,
     TakeUnfenced,
     LostJournal,
@@ -43,7 +44,7 @@ enum Scenario {
     Restart,
 }
 
-const ALL: [Scenario; 16] = [
+const ALL: [Scenario; 17] = [
     Scenario::Create,
     Scenario::FirstMount,
     Scenario::NextMount,
@@ -55,6 +56,7 @@ const ALL: [Scenario; 16] = [
     Scenario::Remove,
     Scenario::ExtendMounted,
     Scenario::ExtendAway,
+    Scenario::Snapshot,
     Scenario::Take,
     Scenario::TakeUnfenced,
     Scenario::LostJournal,
@@ -139,7 +141,8 @@ fn is_intended(state_dir: &Path, step: Step) -> bool {
         Intent::Formatting => records
             .iter()
             .any(|record| record.formatted != Formatted::No),
-        Intent::Itself => true,
+        Intent::Frozen => entries.iter().any(|entry| entry.frozen),
+        Intent::Nothing | Intent::Itself => true,
     }
 }
 
@@ -249,6 +252,7 @@ impl Play {
             }
             Scenario::Unmount
             | Scenario::ExtendMounted
+            | Scenario::Snapshot
             | Scenario::HandOver
             | Scenario::Restart => {
                 create().await;
@@ -307,6 +311,14 @@ impl Play {
                 let size = SizeGib::new(5).unwrap();
                 engine.extend("v1", size).await.map(drop)
             }
+            Scenario::Snapshot => {
+                let request = SnapshotRequest {
+                    name: "s1".to_owned(),
+                    description: None,
+                    freeze_limit: Some(Duration::from_secs(20)),
+                };
+                engine.snapshot("v1", request).await.map(drop)
+            }
             Scenario::Take => attach(Elsewhere::Take).await,
             Scenario::TakeUnfenced => attach(Elsewhere::TakeWithoutFence).await,
         }
@@ -340,6 +352,7 @@ impl Play {
             | Scenario::Remove
             | Scenario::ExtendMounted
             | Scenario::ExtendAway
+            | Scenario::Snapshot
             | Scenario::Take
             | Scenario::TakeUnfenced
             | Scenario::LostJournal => self.play_act(life, deaths, meanwhile).await,
@@ -493,6 +506,7 @@ impl Play {
         let views = life.engine.list().await.unwrap();
         let entries: Vec<Entry> = files(&self.directory.path().join("state/attachments"));
         let devices = self.world.devices();
+        assert!(!self.world.is_frozen(), "frozen; {what}");
         assert!(self.world.volumes().len() <= 1, "a second volume; {what}");
         assert_eq!(entries.len(), devices.len(), "entries and devices; {what}");
         for device in &devices {
@@ -566,6 +580,7 @@ impl Play {
                 assert_eq!(view.filesystem_bytes, Some(5 << 30), "{view:?}");
             }
             Scenario::ExtendAway => assert_eq!(self.world.volumes()[0].size, 5, "{what}"),
+            Scenario::Snapshot => assert!(!self.world.taken().is_empty(), "{what}"),
             Scenario::Unmount | Scenario::Detach => assert_eq!(state, State::Detached, "{what}"),
             Scenario::Remove => assert!(self.world.volumes().is_empty(), "{what}"),
             Scenario::Attach | Scenario::AttachStatic | Scenario::LostJournal => {

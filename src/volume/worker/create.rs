@@ -55,11 +55,16 @@ impl Worker {
             (CREATED_BY.to_owned(), self.cx.settings.host.clone()),
             (CREATED_FOR.to_owned(), mark.clone()),
         ];
+        // Nought: as large as what it is made from.
+        let is_copy = request.snapshot_id.is_some() || request.source_volid.is_some();
+        let default_size = if is_copy {
+            0
+        } else {
+            self.cx.settings.default_size
+        };
         let new = NewVolume {
             name: self.name.clone(),
-            size: request
-                .size
-                .map_or(self.cx.settings.default_size, SizeGib::get),
+            size: request.size.map_or(default_size, SizeGib::get),
             volume_type: request.volume_type.clone(),
             availability_zone: request.availability_zone.clone(),
             description: request.description.clone(),
@@ -269,7 +274,12 @@ impl Worker {
             why: format!(
                 "it has {} snapshots ({})",
                 snapshots.len(),
-                first(&snapshots)
+                first(
+                    &snapshots
+                        .iter()
+                        .map(|one| one.id.clone())
+                        .collect::<Vec<_>>()
+                )
             ),
             remedy: "delete them first, or create it with reclaim=retain to have it forgotten only",
         })

@@ -12,7 +12,7 @@
 //!    its retry.
 //!
 //! What each thing asked for takes stands in the files beside: `create`, `attach`, `mount`, `extend`,
-//! `release`; `resume` is what comes before all of them after a restart.
+//! `snapshot`, `release`; `resume` is what comes before all of them after a restart.
 
 mod attach;
 mod create;
@@ -20,6 +20,7 @@ mod extend;
 mod mount;
 mod release;
 mod resume;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,7 +36,9 @@ use super::engine::Parting;
 use super::error::{Error, line};
 use super::journal::{Entry, Pending, Record};
 use super::platform::Sizes;
-use super::request::{AttachRequest, CreateRequest, SizeGib, State, StaticTarget, View};
+use super::request::{
+    AttachRequest, CreateRequest, SizeGib, SnapshotRequest, State, StaticTarget, Taken, View,
+};
 use super::{CREATED_BY, FORMATTED};
 use crate::cinder::Volume;
 use resume::{Waiting, adoption};
@@ -54,6 +57,7 @@ pub(crate) enum Command {
         reply: Reply<View>,
     },
     Extend(SizeGib, Reply<View>),
+    Snapshot(SnapshotRequest, Reply<Taken>),
     AttachStatic(StaticTarget, Reply<View>),
     Detach {
         force: bool,
@@ -86,6 +90,7 @@ impl Command {
                 drop(reply.send(Err(error)));
             }
             Self::Mount { reply, .. } => drop(reply.send(Err(error))),
+            Self::Snapshot(_, reply) => drop(reply.send(Err(error))),
             Self::Stop { .. } => {}
         }
     }
@@ -99,6 +104,7 @@ impl Command {
             | Self::AttachStatic(_, reply)
             | Self::Extend(_, reply) => reply.is_closed(),
             Self::Mount { reply, .. } => reply.is_closed(),
+            Self::Snapshot(_, reply) => reply.is_closed(),
             Self::Remove(_) | Self::Detach { .. } | Self::Unmount { .. } | Self::Stop { .. } => {
                 false
             }
@@ -267,6 +273,10 @@ impl Worker {
             Command::Extend(to, reply) => {
                 let result = self.extend(to).await;
                 self.answer("extend", reply, result);
+            }
+            Command::Snapshot(request, reply) => {
+                let result = self.snapshot(request).await;
+                self.answer("snapshot", reply, result);
             }
             Command::Attach {
                 volume,

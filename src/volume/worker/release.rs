@@ -150,6 +150,7 @@ impl Worker {
                 return;
             }
         }
+        self.thaw_left().await;
         let result = if self.live.is_some() && self.count() == 0 && !self.held {
             self.release(Release::Clean).await
         } else {

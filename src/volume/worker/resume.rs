@@ -195,6 +195,7 @@ impl Worker {
             );
         }
         self.note().await;
+        self.thaw_left().await;
         self.measure().await;
         // What nobody wants any more, and what else was left, comes off now.
         self.again_at = Some(Instant::now());

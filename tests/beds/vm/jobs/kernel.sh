@@ -4,6 +4,6 @@ uname -r
 export CINDER_NBD_IN_VM=1 RUST_BACKTRACE=1
 nbd_kernel --test-threads=1 --show-output
 status=$?
-CINDER_NBD_PROGRAM=$(command -v cinder-nbd) cli kernel:: filesystems:: --test-threads=1 --show-output || status=1
+CINDER_NBD_PROGRAM=$(command -v cinder-nbd) cli kernel:: filesystems:: frozen:: --test-threads=1 --show-output || status=1
 [ -z "$(nbd_left)" ] || fail "devices are still connected: $(ls -d /sys/block/nbd*/pid)"
 exit $status

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::state::World;
-use super::{Call, attachments, clock, keystone, volumes};
+use super::{Call, attachments, clock, keystone, snapshots, transfers, volumes};
 
 /// A microversion; only the minor part moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +51,8 @@ pub(super) fn not_found() -> Answer {
 fn dispatch(world: &mut World, call: &Call, path: &[&str], version: Microversion) -> Answer {
     match path.split_first() {
         Some((&"volumes", rest)) => volumes::answer(world, call, rest),
+        Some((&"snapshots", rest)) => snapshots::answer(world, call, rest),
+        Some((&"os-volume-transfer", rest)) => transfers::answer(world, call, rest),
         Some((&"attachments", rest)) if version >= Microversion(27) => {
             attachments::answer(world, call, rest, version)
         }

@@ -2,8 +2,8 @@
 //! real ones, and volumes that one can log in to (`target`).
 //!
 //! What it has: password, application credential and token authentication, catalog, version documents, microversions,
-//! quota, volumes with their statuses, metadata, types, messages, attachments in one and two steps. It has no
-//! snapshots, no legacy attach actions and no TLS; `tests/beds/openstack` has a real cloud.
+//! quota, volumes with their statuses, metadata, types, messages, extension, snapshots, transfers, attachments in one
+//! and two steps. It has no legacy attach actions and no TLS; `tests/beds/openstack` has a real cloud.
 //!
 //! It runs on a thread of its own, so a test that blocks its thread is served all the same.
 //!
@@ -17,7 +17,9 @@ mod cinder;
 mod clock;
 mod faults;
 mod keystone;
+mod snapshots;
 mod state;
+mod transfers;
 mod volumes;
 
 use std::net::TcpListener;
@@ -183,6 +185,15 @@ impl Cloud {
             iqn: volume.iqn(),
         };
         world.volumes.iter().map(info).collect()
+    }
+
+    /// All snapshots, oldest first: name, the volume's UUID, status.
+    pub fn snapshots(&self) -> Vec<(Option<String>, String, String)> {
+        let world = self.settled();
+        let snapshots = world.snapshots.iter();
+        snapshots
+            .map(|one| (one.name.clone(), one.volume.clone(), one.status.clone()))
+            .collect()
     }
 
     /// All attachments, completed or not, oldest first.
@@ -617,7 +628,7 @@ fn without_secrets(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
             for (key, inner) in fields {
-                let secret = matches!(key.as_str(), "secret" | "auth_password")
+                let secret = matches!(key.as_str(), "secret" | "auth_password" | "auth_key")
                     || key == "password" && inner.is_string();
                 let taken = inner.take();
                 *inner = if secret {

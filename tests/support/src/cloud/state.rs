@@ -12,6 +12,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::faults::Faults;
+use super::snapshots::Snapshot;
+use super::transfers::Transfer;
 use super::{Recorded, Settings};
 use crate::target::{Disk, Export, Target};
 
@@ -29,6 +31,8 @@ pub(super) struct World {
     /// In order of creation.
     pub(super) volumes: Vec<Volume>,
     pub(super) attachments: Vec<Attachment>,
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) transfers: Vec<Transfer>,
     pub(super) messages: Vec<Message>,
     pub(super) recorded: Vec<Recorded>,
     pub(super) types: Vec<(String, String, bool)>,
@@ -109,6 +113,8 @@ impl World {
             tokens: BTreeMap::new(),
             volumes: Vec::new(),
             attachments: Vec::new(),
+            snapshots: Vec::new(),
+            transfers: Vec::new(),
             messages: Vec::new(),
             recorded: Vec::new(),
             types: vec![
@@ -127,10 +133,21 @@ impl World {
             }
         }
         self.volumes.retain(|volume| !volume.status.is_empty());
+        for snapshot in &mut self.snapshots {
+            if let Some((_, status)) = snapshot.next.take_if(|(due, _)| *due <= now) {
+                status.clone_into(&mut snapshot.status);
+            }
+        }
+        self.snapshots
+            .retain(|snapshot| !snapshot.status.is_empty());
     }
 
     pub(super) fn volume(&mut self, id: &str) -> Option<&mut Volume> {
         self.volumes.iter_mut().find(|volume| volume.id == id)
+    }
+
+    pub(super) fn snapshot(&self, id: &str) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|snapshot| snapshot.id == id)
     }
 
     pub(super) fn attachment(&mut self, id: &str) -> Option<&mut Attachment> {

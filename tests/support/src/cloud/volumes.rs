@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::Answer;
 use super::faults::Fault;
-use super::state::{Message, Volume, World, new_id};
+use super::state::{EXPORTED_LUN, Message, Volume, World, new_id};
 use super::{Call, cinder, clock};
 use crate::target::Disk;
 
@@ -27,7 +27,7 @@ pub(super) fn answer(world: &mut World, call: &Call, path: &[&str]) -> Answer {
                 ("GET", []) => show(world, id),
                 ("PUT", []) => update(world, call, id),
                 ("DELETE", []) => delete(world, id),
-                ("POST", ["action"]) => no_action(call),
+                ("POST", ["action"]) => act(world, call, id),
                 (_, ["metadata", rest @ ..]) => metadata(world, call, id, rest),
                 _ => cinder::not_found(),
             }
@@ -152,14 +152,9 @@ fn checked(world: &mut World, wish: &Map<String, Value>) -> Result<Volume, Answe
             &format!("Invalid input received: name has {length} characters, more than 255."),
         ));
     }
-    let source = text("source_volid");
-    let (size, disk) = sized(world, wish, source.as_deref())?;
-    if let Some(snapshot) = text("snapshot_id") {
-        return Err(Answer::fault(
-            404,
-            &format!("Snapshot {snapshot} could not be found."),
-        ));
-    }
+    let (source, snapshot) = (text("source_volid"), text("snapshot_id"));
+    let origin = origin(world, source.as_deref(), snapshot.as_deref())?;
+    let (size, disk) = sized(world, wish, origin)?;
     let kind = text("volume_type").unwrap_or_else(|| "filetgt".into());
     let Some((_, kind, multiattach)) = world
         .types
@@ -192,7 +187,7 @@ fn checked(world: &mut World, wish: &Map<String, Value>) -> Result<Volume, Answe
         zone,
         multiattach,
         metadata,
-        snapshot: None,
+        snapshot,
         source,
         created: SystemTime::now(),
         updated: None,
@@ -221,23 +216,37 @@ fn outcome(world: &mut World, id: &str) -> Option<(Instant, &'static str)> {
     Some((due, "error"))
 }
 
+/// Size and disk of what a volume is made from.
+fn origin(
+    world: &World,
+    source: Option<&str>,
+    snapshot: Option<&str>,
+) -> Result<Option<(u64, Disk)>, Answer> {
+    if let Some(id) = snapshot {
+        let found = world.snapshot(id);
+        let found = found.ok_or_else(|| super::snapshots::absent(id))?;
+        return Ok(Some((found.size, found.disk.clone())));
+    }
+    let Some(id) = source else { return Ok(None) };
+    let found = world.volumes.iter().find(|volume| volume.id == id);
+    let found = found.ok_or_else(|| absent(id))?;
+    Ok(Some((found.size, found.disk.clone())))
+}
+
 /// Size in GiB within quota, and a disk of that size, filled from a source if there is one.
 fn sized(
     world: &World,
     wish: &Map<String, Value>,
-    source: Option<&str>,
+    origin: Option<(u64, Disk)>,
 ) -> Result<(u64, Disk), Answer> {
-    let source = match source {
-        Some(id) => Some(
-            world
-                .volumes
-                .iter()
-                .find(|volume| volume.id == id)
-                .ok_or_else(|| absent(id))?,
-        ),
-        None => None,
-    };
-    let size = size(wish, source.map(|source| source.size))?;
+    let least = origin.as_ref().map(|(size, _)| *size);
+    let size = size(wish, least)?;
+    if let Some(least) = least.filter(|least| *least > size) {
+        let message = format!(
+            "Invalid input received: Volume size '{size}GB' cannot be smaller than original size '{least}GB'. They must be >= original size."
+        );
+        return Err(Answer::fault(400, &message));
+    }
     let (count, used) = (
         world.volumes.len(),
         world.volumes.iter().map(|one| one.size).sum::<u64>(),
@@ -263,8 +272,8 @@ fn sized(
     }
     let disk = Disk::temporary(size << 30)
         .map_err(|error| Answer::fault(500, &format!("no room for a volume: {error}")))?;
-    if let Some(source) = source {
-        copy(&source.disk, &disk).map_err(|error| {
+    if let Some((_, from)) = origin {
+        copy(&from, &disk).map_err(|error| {
             Answer::fault(500, &format!("the source cannot be copied: {error}"))
         })?;
     }
@@ -294,7 +303,7 @@ fn size(wish: &Map<String, Value>, source: Option<u64>) -> Result<u64, Answer> {
     }
 }
 
-fn copy(from: &Disk, to: &Disk) -> std::io::Result<()> {
+pub(super) fn copy(from: &Disk, to: &Disk) -> std::io::Result<()> {
     let mut piece = vec![0; 1 << 20];
     let mut at = 0;
     while at < from.bytes().min(to.bytes()) {
@@ -336,6 +345,7 @@ fn update(world: &mut World, call: &Call, id: &str) -> Answer {
 
 fn delete(world: &mut World, id: &str) -> Answer {
     let attached = world.attachments_of(id).next().is_some();
+    let has_snapshots = world.snapshots.iter().any(|one| one.volume == id);
     let failing = world.faults.take(&Fault::DeleteFails);
     let delay = world.settings.delay;
     if let Some(volume) = world.volume(id) {
@@ -343,7 +353,7 @@ fn delete(world: &mut World, id: &str) -> Answer {
             volume.status.as_str(),
             "available" | "error" | "error_restoring" | "error_extending" | "error_managing"
         );
-        if !ready || attached {
+        if !ready || attached || has_snapshots {
             return Answer::fault(400, NOT_DELETABLE);
         }
         volume.set_status("deleting");
@@ -355,13 +365,64 @@ fn delete(world: &mut World, id: &str) -> Answer {
     Answer::empty(202)
 }
 
-fn no_action(call: &Call) -> Answer {
+fn act(world: &mut World, call: &Call, id: &str) -> Answer {
     let body = call.json().unwrap_or_default();
+    if let Some(wish) = body.get("os-extend") {
+        return extend(world, id, wish["new_size"].as_u64().unwrap_or_default());
+    }
     let name = body
         .as_object()
         .and_then(|body| body.keys().next().cloned())
         .unwrap_or_default();
     Answer::fault(400, &format!("There is no such action: {name}"))
+}
+
+/// The disk grows at once; `extending` lasts as long as creating does.
+fn extend(world: &mut World, id: &str, size: u64) -> Answer {
+    let used: u64 = world.volumes.iter().map(|one| one.size).sum();
+    let (quota, due) = (
+        world.settings.quota_gigabytes,
+        Instant::now() + world.settings.delay,
+    );
+    let target = std::sync::Arc::clone(&world.target);
+    let Some(volume) = world.volume(id) else {
+        return absent(id);
+    };
+    let before = match volume.status.as_str() {
+        "available" => "available",
+        "in-use" => "in-use",
+        status => {
+            let message =
+                format!("Invalid volume: Volume {id} status must be available, but is {status}.");
+            return Answer::fault(400, &message);
+        }
+    };
+    if size <= volume.size {
+        return Answer::fault(
+            400,
+            &format!(
+                "Invalid input received: New size for extend must be greater than current size. (current: {}, extended: {size}).",
+                volume.size
+            ),
+        );
+    }
+    if used - volume.size + size > quota {
+        let message = format!(
+            "VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed gigabytes quota. Requested {}G, quota is {quota}G and {used}G has been consumed.",
+            size - volume.size
+        );
+        return Answer::fault(413, &message);
+    }
+    volume.size = size;
+    volume.set_status("extending");
+    volume.next = Some((due, before));
+    let iqn = volume.iqn();
+    if target.targets().contains(&iqn) {
+        target.resize(&iqn, EXPORTED_LUN, size << 30);
+    } else {
+        volume.disk.resize(size << 30);
+    }
+    Answer::empty(202)
 }
 
 fn metadata(world: &mut World, call: &Call, id: &str, path: &[&str]) -> Answer {
@@ -400,7 +461,7 @@ fn metadata(world: &mut World, call: &Call, id: &str, path: &[&str]) -> Answer {
     Answer::json(200, json!({"metadata": volume.metadata}))
 }
 
-fn pairs(given: Option<&Value>) -> Result<BTreeMap<String, String>, Answer> {
+pub(super) fn pairs(given: Option<&Value>) -> Result<BTreeMap<String, String>, Answer> {
     let mut pairs = BTreeMap::new();
     for (key, value) in given.and_then(Value::as_object).into_iter().flatten() {
         let Some(text) = value.as_str() else {

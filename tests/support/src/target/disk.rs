@@ -132,7 +132,7 @@ impl Disk {
         count
     }
 
-    /// Makes it longer or shorter. Initiators hear of it through `Target::resized`.
+    /// Makes it longer or shorter. Initiators hear of it through `Target::resize`.
     ///
     /// # Panics
     /// For memory beyond its first length (rounded up to 256 KiB): its table is fixed.

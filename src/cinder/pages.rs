@@ -1,0 +1,132 @@
+//! Lists of any kind, paged through.
+//!
+//! Source: Block Storage API v3, pagination (`marker`, `limit`, `KIND_links`).
+//!
+//! Invariants:
+//! 1. A list that has no end is an error, not a hang.
+//! 2. The next page is asked for by the last id: the link's address is what the API thinks that it has.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::Cinder;
+use super::error::{Error, REMEDY_NOT_FOUND, RequestId};
+use super::session::Call;
+
+/// With the server's 1000 a page, more than any project's quota.
+const PAGES_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+struct Link {
+    rel: String,
+}
+
+impl Cinder {
+    /// All of `kind` (`volumes`, `snapshots`, ...) that `path` lists and `filter` lets through.
+    pub(super) async fn all<T: DeserializeOwned>(
+        &self,
+        kind: &str,
+        path: &[&str],
+        filter: &[(&str, &str)],
+    ) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        let mut marker: Option<String> = None;
+        for _ in 0..PAGES_MAX {
+            let after = marker.as_deref().map(|id| ("marker", id));
+            let query: Vec<(&str, &str)> = filter.iter().copied().chain(after).collect();
+            let answer = self.session.call(Call::get(path).query(&query)).await?;
+            let page: Map<String, Value> = answer.parse()?;
+            let rows = page.get(kind).and_then(Value::as_array);
+            let rows = rows.ok_or_else(|| self.not_understood(format!("it has no {kind}")))?;
+            for row in rows {
+                let one = T::deserialize(row);
+                all.push(
+                    one.map_err(|_| self.not_understood(format!("one of the {kind} is not one")))?,
+                );
+            }
+            marker = rows.last().and_then(id_of);
+            if marker.is_none() || !has_next(kind, &page) {
+                return Ok(all);
+            }
+        }
+        Err(self.not_understood(format!(
+            "the list of {kind} does not end after {PAGES_MAX} pages"
+        )))
+    }
+
+    fn not_understood(&self, what: String) -> Error {
+        Error::Answer {
+            url: self.session.endpoint().to_string(),
+            what,
+            request: RequestId(None),
+        }
+    }
+}
+
+/// Of those that a server lists for a name, the one that has it to the byte: a server's filter may be wider.
+pub(super) fn the_one<T>(
+    kind: &'static str,
+    name: &str,
+    listed: Vec<T>,
+    of: impl Fn(&T) -> (&str, Option<&str>),
+) -> Result<T, Error> {
+    let mut named: Vec<T> = listed
+        .into_iter()
+        .filter(|one| of(one).1 == Some(name))
+        .collect();
+    match (named.pop(), named.is_empty()) {
+        (Some(one), true) => Ok(one),
+        (Some(one), false) => Err(Error::Ambiguous {
+            kind,
+            name: name.to_owned(),
+            ids: named
+                .iter()
+                .chain([&one])
+                .map(|one| of(one).0.to_owned())
+                .collect(),
+        }),
+        (None, _) => Err(Error::NotFound {
+            message: format!("there is no {kind} `{name}` in this project"),
+            request: RequestId(None),
+            remedy: REMEDY_NOT_FOUND.to_owned(),
+        }),
+    }
+}
+
+fn id_of(row: &Value) -> Option<String> {
+    row.get("id")?.as_str().map(str::to_owned)
+}
+
+fn has_next(kind: &str, page: &Map<String, Value>) -> bool {
+    let links = page.get(&format!("{kind}_links"));
+    let links = links.map(Vec::<Link>::deserialize);
+    links.is_some_and(|links| links.is_ok_and(|links| links.iter().any(|link| link.rel == "next")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_link_named_next_goes_on() {
+        let page = |links: Value| {
+            json!({"snapshots": [], "snapshots_links": links})
+                .as_object()
+                .unwrap()
+                .clone()
+        };
+        assert!(has_next(
+            "snapshots",
+            &page(json!([{"rel": "next", "href": "http://x"}]))
+        ));
+        assert!(!has_next(
+            "snapshots",
+            &page(json!([{"rel": "self", "href": "http://x"}]))
+        ));
+        assert!(!has_next("snapshots", &page(json!("next"))));
+        assert!(!has_next("volumes", &page(json!([{"rel": "next"}]))));
+    }
+}
