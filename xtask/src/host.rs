@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::run::Run;
 use crate::ui::Stage;
 
-/// To make and boot the guest.
+/// To make and boot the guest; its emulator is `vm::emulator`'s matter.
 pub(crate) const VM: &[&str] = &[
     "binutils",
     "cpio",
@@ -20,7 +20,6 @@ pub(crate) const VM: &[&str] = &[
     "kmod",
     "mmdebstrap",
     "patchelf",
-    "qemu-system-x86",
     "tar",
     "util-linux",
     "xz-utils",
@@ -101,10 +100,7 @@ pub(crate) async fn install(packages: &[&[&str]]) -> Result<()> {
     stage.note(&missing.join(" "));
     if let Err(first) = apt_install(&missing, &stage).await {
         // most often: no package lists yet, or stale ones
-        stage.note("apt-get update");
-        apt(&["update", "-q"])
-            .output(|line| stage.note(line))
-            .await?;
+        update_lists(&stage).await?;
         apt_install(&missing, &stage).await.with_context(|| {
             format!(
                 "install {}; before the update of the lists: {first:#}",
@@ -114,6 +110,12 @@ pub(crate) async fn install(packages: &[&[&str]]) -> Result<()> {
     }
     stage.done(&missing.join(" "));
     Ok(())
+}
+
+pub(crate) async fn update_lists(stage: &Stage) -> Result<()> {
+    stage.note("apt-get update");
+    let updated = apt(&["update", "-q"]).output(|line| stage.note(line));
+    updated.await.map(drop)
 }
 
 async fn apt_install(packages: &[String], stage: &Stage) -> Result<()> {

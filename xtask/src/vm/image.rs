@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::Emulator;
 use crate::run::Run;
 use crate::ui::Stage;
 use crate::{host, house};
@@ -41,6 +42,7 @@ impl RunDir {
 #[derive(Clone)]
 pub(crate) struct Image {
     dir: PathBuf,
+    pub(crate) emulator: Emulator,
 }
 
 impl Image {
@@ -55,7 +57,8 @@ impl Image {
         host::install(&[host::VM]).await?;
         let dir = house::bed_dir().await?.join("vm");
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let image = Self { dir };
+        let emulator = Emulator::ready().await?;
+        let image = Self { dir, emulator };
         let waiting = image.clone();
         let _lock = tokio::task::spawn_blocking(move || waiting.locked()).await??;
         image.sweep();

@@ -80,7 +80,10 @@ pub(super) async fn boot(
 
 fn qemu(job: &Job, image: &Image, dir: &Path) -> Result<Command> {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+    let emulator = &image.emulator;
+    command.args(["--pdeathsig", "KILL", "--"]);
+    command.arg(&emulator.program).args(&emulator.arguments);
+    command.envs(emulator.environment.iter().cloned());
     command.process_group(0).env("TMPDIR", dir);
     let processor = if job.has_wide_copies {
         "max,-cx16,-erms,-fsrm"

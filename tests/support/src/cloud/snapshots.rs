@@ -83,7 +83,7 @@ fn create(world: &mut World, call: &Call) -> Answer {
     let Ok(disk) = Disk::temporary(size << 30) else {
         return Answer::fault(500, "no room for a snapshot");
     };
-    if let Err(error) = volumes::copy(&from, &disk) {
+    if let Err(error) = from.copy_onto(&disk) {
         return Answer::fault(500, &format!("the volume cannot be copied: {error}"));
     }
     let metadata = match volumes::pairs(wish.get("metadata")) {

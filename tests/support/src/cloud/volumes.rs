@@ -273,7 +273,7 @@ fn sized(
     let disk = Disk::temporary(size << 30)
         .map_err(|error| Answer::fault(500, &format!("no room for a volume: {error}")))?;
     if let Some((_, from)) = origin {
-        copy(&from, &disk).map_err(|error| {
+        from.copy_onto(&disk).map_err(|error| {
             Answer::fault(500, &format!("the source cannot be copied: {error}"))
         })?;
     }
@@ -301,19 +301,6 @@ fn size(wish: &Map<String, Value>, source: Option<u64>) -> Result<u64, Answer> {
             ),
         )),
     }
-}
-
-pub(super) fn copy(from: &Disk, to: &Disk) -> std::io::Result<()> {
-    let mut piece = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < from.bytes().min(to.bytes()) {
-        from.read(at, &mut piece)?;
-        if piece.iter().any(|byte| *byte != 0) {
-            to.write(at, &piece)?;
-        }
-        at += 1 << 20;
-    }
-    Ok(())
 }
 
 fn update(world: &mut World, call: &Call, id: &str) -> Answer {

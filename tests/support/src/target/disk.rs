@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 /// A disk's blocks; a handle, so clones share them.
 #[derive(Clone, Debug)]
@@ -245,6 +245,39 @@ impl Disk {
         self.inner.writes.fetch_add(1, Ordering::Relaxed);
         self.remember(at, data.len())?;
         self.put(at, data)
+    }
+
+    /// Copies what is not zero onto another disk, as far as that reaches, which must be blank.
+    ///
+    /// # Errors
+    /// As the files have them.
+    pub fn copy_onto(&self, other: &Self) -> io::Result<()> {
+        let mut piece = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
+        let end = self.bytes().min(other.bytes());
+        let mut at = 0;
+        while let Some(data) = self.next_data(at)?.filter(|data| *data < end) {
+            // From the chunk's begin: blocks are written whole.
+            at = data - data % CHUNK_BYTES;
+            let length = usize::try_from(CHUNK_BYTES.min(end - at)).unwrap_or(0);
+            self.read(at, &mut piece[..length])?;
+            if piece[..length].iter().any(|byte| *byte != 0) {
+                other.write(at, &piece[..length])?;
+            }
+            at += CHUNK_BYTES;
+        }
+        Ok(())
+    }
+
+    /// Where something may be that is not zero, at `at` or behind it.
+    fn next_data(&self, at: u64) -> io::Result<Option<u64>> {
+        let Store::File(file) = &self.inner.store else {
+            return Ok(Some(at));
+        };
+        match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => Ok(Some(data)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes a range zero and gives its room back where it can.

@@ -1,0 +1,154 @@
+//! The emulator: the machine's own, or one that is unpacked into the bed and installed nowhere.
+//!
+//! Debian's qemu-system-x86 cannot stand beside a newer qemu-utils, and what somebody else has put on this machine stays:
+//! so the package is not installed, and where there is none it is fetched with what it needs and only unpacked.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::run::Run;
+use crate::ui::Stage;
+use crate::{host, house};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const PACKAGE: &str = "qemu-system-x86";
+/// Where Debian's packages have what qemu loads while it runs.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
+/// 30 MB over a slow line.
+const LIMIT: Duration = Duration::from_mins(15);
+
+/// How the emulator is called.
+#[derive(Clone, Debug)]
+pub(crate) struct Emulator {
+    pub(crate) program: PathBuf,
+    pub(crate) environment: Vec<(&'static str, OsString)>,
+    pub(crate) arguments: Vec<OsString>,
+}
+
+impl Emulator {
+    pub(crate) async fn ready() -> Result<Self> {
+        if host::has_program(PROGRAM) {
+            return Ok(Self {
+                program: PROGRAM.into(),
+                environment: Vec::new(),
+                arguments: Vec::new(),
+            });
+        }
+        let bed = house::bed_dir().await?;
+        let lock = File::create(bed.join("qemu.lock")).context("lock the emulator")?;
+        let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+        let root = bed.join("qemu");
+        if !root.is_dir() {
+            unpack(&root).await?;
+        }
+        Ok(Self::of_tree(&root))
+    }
+
+    fn of_tree(root: &Path) -> Self {
+        let libraries = root.join(LIBRARIES);
+        let firmware = FIRMWARE.map(|part| root.join(part));
+        Self {
+            program: root.join("usr/bin").join(PROGRAM),
+            environment: vec![
+                ("QEMU_MODULE_DIR", libraries.join("qemu").into()),
+                ("LD_LIBRARY_PATH", libraries.into()),
+            ],
+            arguments: firmware
+                .into_iter()
+                .flat_map(|path| [OsString::from("-L"), path.into()])
+                .collect(),
+        }
+    }
+}
+
+/// What apt would install for it, fetched and unpacked; `root` appears when all of it is there.
+async fn unpack(root: &Path) -> Result<()> {
+    let stage = Stage::begin("unpack the emulator");
+    let beside = root.parent().context("the bed has a folder")?;
+    let new = tempfile::Builder::new()
+        .prefix("qemu-")
+        .tempdir_in(beside)?;
+    let packages = match wanted().await {
+        Ok(packages) => packages,
+        Err(_) => {
+            // no package lists yet
+            host::update_lists(&stage).await?;
+            wanted().await?
+        }
+    };
+    if fetch(new.path(), &packages, &stage).await.is_err() {
+        // stale ones: what they name is not there any more
+        host::update_lists(&stage).await?;
+        fetch(new.path(), &wanted().await?, &stage).await?;
+    }
+    let tree = new.path().join("root");
+    for entry in std::fs::read_dir(new.path())? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|end| end == "deb") {
+            let unpacked = Run::new("dpkg-deb", LIMIT).arg("-x").arg(&file).arg(&tree);
+            unpacked.output(|_| {}).await?;
+        }
+    }
+    std::fs::rename(&tree, root).context("put the emulator in its place")?;
+    stage.done(&format!("{} packages", packages.len()));
+    Ok(())
+}
+
+/// `NAME=VERSION` of all that this machine lacks for it.
+async fn wanted() -> Result<Vec<String>> {
+    let simulated = Run::new("apt-get", LIMIT)
+        .args(["install", "-s", "-y", "--no-install-recommends", PACKAGE])
+        .env("LC_ALL", "C")
+        .output(|_| {})
+        .await?;
+    let packages: Vec<String> = simulated.lines().filter_map(planned).collect();
+    ensure!(
+        !packages.is_empty(),
+        "apt-get does not say how it would install {PACKAGE}"
+    );
+    Ok(packages)
+}
+
+/// `Inst seabios [1.1] (1.16.2-1 Debian:12.15/oldstable [all])`.
+fn planned(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+    let version = rest.split_once('(')?.1.split(' ').next()?;
+    Some(format!("{name}={version}"))
+}
+
+async fn fetch(dir: &Path, packages: &[String], stage: &Stage) -> Result<()> {
+    let fetched = Run::new("apt-get", LIMIT)
+        // Root's apt hands files to a user who cannot write here.
+        .args(["download", "-q", "-o", "APT::Sandbox::User=root"])
+        .args(packages)
+        .dir(dir)
+        .output(|line| stage.note(line))
+        .await;
+    fetched.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_plans_is_read() {
+        assert_eq!(
+            planned("Inst libfdt1 (1.6.1-4+b1 Debian:12.15/oldstable [amd64])").as_deref(),
+            Some("libfdt1=1.6.1-4+b1")
+        );
+        assert_eq!(
+            planned("Inst seabios [1.1] (1.16.2-1 Debian:12.15/oldstable [all])").as_deref(),
+            Some("seabios=1.16.2-1")
+        );
+        assert_eq!(
+            planned("Remv qemu-utils [1:10.0.2+ds-2+deb13u1~bpo12+1]"),
+            None
+        );
+    }
+}
