@@ -46,7 +46,7 @@ impl Cinder {
                 );
             }
             marker = rows.last().and_then(id_of);
-            if marker.is_none() || !has_next(kind, &page) {
+            if marker.is_none() || !has_next(&page) {
                 return Ok(all);
             }
         }
@@ -98,10 +98,11 @@ fn id_of(row: &Value) -> Option<String> {
     row.get("id")?.as_str().map(str::to_owned)
 }
 
-fn has_next(kind: &str, page: &Map<String, Value>) -> bool {
-    let links = page.get(&format!("{kind}_links"));
-    let links = links.map(Vec::<Link>::deserialize);
-    links.is_some_and(|links| links.is_ok_and(|links| links.iter().any(|link| link.rel == "next")))
+/// Whatever the links are called: `volumes_links`, but `volume_type_links`.
+fn has_next(page: &Map<String, Value>) -> bool {
+    let links = page.iter().filter(|(key, _)| key.ends_with("_links"));
+    let mut links = links.filter_map(|(_, links)| Vec::<Link>::deserialize(links).ok());
+    links.any(|links| links.iter().any(|link| link.rel == "next"))
 }
 
 #[cfg(test)]
@@ -112,21 +113,12 @@ mod tests {
 
     #[test]
     fn only_a_link_named_next_goes_on() {
-        let page = |links: Value| {
-            json!({"snapshots": [], "snapshots_links": links})
-                .as_object()
-                .unwrap()
-                .clone()
-        };
-        assert!(has_next(
-            "snapshots",
-            &page(json!([{"rel": "next", "href": "http://x"}]))
-        ));
-        assert!(!has_next(
-            "snapshots",
-            &page(json!([{"rel": "self", "href": "http://x"}]))
-        ));
-        assert!(!has_next("snapshots", &page(json!("next"))));
-        assert!(!has_next("volumes", &page(json!([{"rel": "next"}]))));
+        let next = |page: Value| has_next(page.as_object().unwrap());
+        let link = json!([{"rel": "next", "href": "http://x"}]);
+        assert!(next(json!({"snapshots": [], "snapshots_links": link})));
+        assert!(next(json!({"volume_types": [], "volume_type_links": link})));
+        assert!(!next(json!({"snapshots_links": [{"rel": "self"}]})));
+        assert!(!next(json!({"snapshots_links": "next"})));
+        assert!(!next(json!({"snapshots": []})));
     }
 }

@@ -299,26 +299,12 @@ impl Cinder {
 
     async fn type_names(&self) -> Vec<String> {
         #[derive(Deserialize)]
-        struct Types {
-            volume_types: Vec<Type>,
-        }
-        #[derive(Deserialize)]
         struct Type {
             name: String,
         }
-        let Ok(answer) = self.session.call(Call::get(&["types"])).await else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = answer
-            .parse::<Types>()
-            .map(|types| {
-                types
-                    .volume_types
-                    .into_iter()
-                    .map(|kind| kind.name)
-                    .collect()
-            })
-            .unwrap_or_default();
+        let listed = self.all::<Type>("volume_types", &["types"], &[]).await;
+        let listed = listed.unwrap_or_default().into_iter();
+        let mut names: Vec<String> = listed.map(|kind| kind.name).collect();
         names.retain(|name| name != "__DEFAULT__");
         names.sort();
         names

@@ -22,8 +22,8 @@ def passwords(bed):
     """Made once for a state directory: nothing in the repository opens anything."""
     path = bed.path("passwords.json")
     if not os.path.exists(path):
-        names = ("admin", "cinder", "demo", "credential")
-        write(path, json.dumps({name: secrets.token_hex(12) for name in names}))
+        names = ("admin", "cinder", "demo", "credential", "fixed_key")
+        write(path, json.dumps({name: secrets.token_hex(32 if name == "fixed_key" else 12) for name in names}))
     with open(path) as file:
         return json.load(file)
 
@@ -101,6 +101,8 @@ enabled_backends = sparse
 default_volume_type = sparse
 # Pages of two, so that lists are really paged in the tests.
 osapi_max_limit = 2
+# How long the API waits for a cinder-volume that does not answer.
+rpc_response_timeout = 10
 quota_volumes = 100
 quota_gigabytes = 1000
 [database]
@@ -109,6 +111,10 @@ connection = {database(bed, "cinder")}
 lock_path = {bed.path("locks")}
 [coordination]
 backend_url = file://{bed.path("locks")}
+[key_manager]
+# One key for all: types with encryption need some key manager.
+backend = cinder.keymgr.conf_key_mgr.ConfKeyManager
+fixed_key = {words["fixed_key"]}
 [cinder_sys_admin]
 # The daemons are root already; without this they want sudo and rootwrap.
 helper_command = privsep-helper --config-file {bed.path("etc/cinder.conf")}
@@ -121,6 +127,8 @@ password = {words["cinder"]}
 user_domain_id = default
 project_name = service
 project_domain_id = default
+# A revoked token is one at once: tests wait for nothing.
+token_cache_time = -1
 [sparse]
 volume_driver = sparse_tgt.SparseTgtDriver
 volume_backend_name = sparse

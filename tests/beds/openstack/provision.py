@@ -113,14 +113,30 @@ def provision(bed, words):
     credential_id = credential(demo, keystone, users["demo"], words["credential"])
 
     cinder = f"{bed.url('cinder')}/v3/{token['project']['id']}"
-    # osapi_max_limit is 2, so the list may be cut: ask by making.
-    status, _, answer = admin.once("POST", f"{cinder}/types", {"volume_type": {
-        "name": "sparse", "extra_specs": {"volume_backend_name": "sparse"}}})
-    if status not in (200, 409):
-        fail(f"volume type: {status} {answer[:300]}")
+    volume_types(admin, cinder)
     admin("PUT", f"{cinder}/os-quota-sets/{projects['small']}", {"quota_set": {"volumes": 2, "gigabytes": 3}})
     wait_for_backend(admin, cinder)
     return environment(bed, words, credential_id)
+
+
+def volume_types(admin, cinder):
+    """`sparse`; and `shared` on several hosts, `locked` with LUKS by the front end, `limited` to 100 I/Os a second there."""
+    made = {}
+    for name, more in (("sparse", {}), ("shared", {"multiattach": "<is> True"}), ("locked", {}), ("limited", {})):
+        # osapi_max_limit is 2, so the list may be cut: ask by making.
+        status, _, answer = admin.once("POST", f"{cinder}/types", {"volume_type": {
+            "name": name, "extra_specs": {"volume_backend_name": "sparse", **more}}})
+        if status not in (200, 409):
+            fail(f"volume type {name}: {status} {answer[:300]}")
+        if status == 200:
+            made[name] = json.loads(answer)["volume_type"]["id"]
+    if "locked" in made:
+        admin("POST", f"{cinder}/types/{made['locked']}/encryption", {"encryption": {
+            "provider": "luks", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 256}})
+    if "limited" in made:
+        specs = admin("POST", f"{cinder}/qos-specs", {"qos_specs": {
+            "name": "limited", "consumer": "front-end", "total_iops_sec": "100", "read_bytes_sec_per_gb": "1000000"}})
+        admin("GET", f"{cinder}/qos-specs/{specs[1]['qos_specs']['id']}/associate?vol_type_id={made['limited']}")
 
 
 def wait_for_backend(admin, cinder):

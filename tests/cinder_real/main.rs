@@ -9,6 +9,10 @@
     reason = "what does not hold ends the test, in its helpers too"
 )]
 
+mod copies;
+mod services;
+mod types;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -42,6 +46,19 @@ struct Bed {
 impl Bed {
     async fn cinder(&self) -> Cinder {
         Cinder::connect(&self.config).await.unwrap()
+    }
+
+    /// As the same user, in a project of two volumes and 3 GiB.
+    async fn small_project(&self) -> Cinder {
+        let mut config = self.config.clone();
+        let Auth::Password { project, .. } = &mut config.auth else {
+            panic!("the bed gives a password")
+        };
+        let Project::Name { name: project, .. } = project else {
+            panic!("the bed gives a name")
+        };
+        *project = std::env::var("CINDER_NBD_REAL_SMALL_PROJECT").unwrap();
+        Cinder::connect(&config).await.unwrap()
     }
 
     /// Makes the storage fail for one volume until dropped. One test an operation: the file is one.
@@ -262,15 +279,8 @@ async fn a_wrong_path_is_no_keystone_and_a_wrong_region_is_told_the_right_one() 
 
 #[tokio::test]
 async fn quota_is_told_with_its_numbers_and_not_repeated() {
-    let Some(mut bed) = bed() else { return };
-    let Auth::Password { project, .. } = &mut bed.config.auth else {
-        panic!("the bed gives a password")
-    };
-    let Project::Name { name: project, .. } = project else {
-        panic!("the bed gives a name")
-    };
-    *project = std::env::var("CINDER_NBD_REAL_SMALL_PROJECT").unwrap();
-    let cinder = bed.cinder().await;
+    let Some(bed) = bed() else { return };
+    let cinder = bed.small_project().await;
     let started = Instant::now();
     let error = cinder
         .create(&NewVolume {
@@ -315,7 +325,8 @@ async fn what_does_not_exist_is_not_found() {
     };
     let text = one_line(&cinder.create(&wrong_type).await.unwrap_err());
     assert!(
-        text.contains("golden") && text.contains("the types here are sparse"),
+        text.contains("golden")
+            && text.contains("the types here are limited, locked, shared, sparse"),
         "{text}"
     );
     let wrong_zone = NewVolume {
