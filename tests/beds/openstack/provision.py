@@ -163,6 +163,7 @@ def environment(bed, words, credential_id):
         "OS_INTERFACE": "public",
         "CINDER_NBD_REAL_CINDER": bed.state,
         "CINDER_NBD_REAL_SMALL_PROJECT": "small",
+        "CINDER_NBD_REAL_SHARED_TYPE": "shared",
         "CINDER_NBD_REAL_CREDENTIAL_ID": credential_id,
         "CINDER_NBD_REAL_CREDENTIAL_SECRET": words["credential"],
         "CINDER_NBD_REAL_GUEST_AUTH_URL": bed.url("keystone", GUEST_VIEW) + "/v3",

@@ -122,6 +122,103 @@ ok "docker volume rm"
 docker volume create -d cinder -o colour=red v2 >/tmp/refused 2>&1 && fail "an unknown option was taken"
 ok "an unknown option is refused: $(cat /tmp/refused)"
 
+# --- growth and snapshots of what a container uses
+docker volume create -d cinder -o size=1 -o fstype=ext4 g1 >/dev/null || fail "docker volume create g1"
+docker run -d --name grower -v g1:/data bed sh -c \
+  'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
+  fail "a container that writes to g1"
+room() { docker exec grower df -m /data | sed -n '$s/^ *[^ ]* *\([0-9]*\).*/\1/p'; }
+cli volume extend g1 2 || fail "volume extend of what is used: $(cli list)"
+[ "$(room)" -gt 1800 ] || fail "the container does not see the room: $(docker exec grower df -m /data)"
+docker volume inspect g1 | grep -q '"filesystem_bytes"\|2 GiB\|"size' || fail "inspect: $(docker volume inspect g1)"
+ok "volume extend: a running container has the room"
+cli volume snapshot create g1 s1 --json >/tmp/s1.json || fail "volume snapshot create"
+[ "$(field consistency </tmp/s1.json)" = filesystem ] || fail "the snapshot: $(cat /tmp/s1.json)"
+ok "volume snapshot create: the filesystem is frozen meanwhile"
+docker exec grower sh -c 'echo >/data/stop' || fail "docker exec"
+[ "$(docker wait grower)" = 0 ] || fail "the container's writes failed"
+docker rm grower >/dev/null || fail "docker rm grower"
+docker volume create -d cinder -o snapshot_id="$(field id </tmp/s1.json)" g2 >/dev/null || fail "a volume of the snapshot"
+docker run --rm -v g2:/data bed sh -c 'i=0; while read -r line; do i=$((i + 1)); [ "$line" = $i ] || exit 1; done </data/records
+  [ $i -gt 0 ] && [ ! -e /data/stop ]' || fail "the snapshot's records are not whole"
+ok "a volume of the snapshot has the records up to it, whole and in order"
+wait_for $settle state_is g1 available || fail "g1: $(cli volume show g1 --json)"
+docker volume rm g1 >/tmp/refused 2>&1 && fail "a volume with a snapshot was removed"
+grep -q s1 /tmp/refused || grep -q "$(field id </tmp/s1.json)" /tmp/refused || fail "the snapshot is not named: $(cat /tmp/refused)"
+cli volume snapshot delete s1 || fail "volume snapshot delete"
+docker volume rm g1 g2 >/dev/null || fail "docker volume rm g1 g2"
+ok "a volume with a snapshot is not removed before it"
+
+# --- two hosts: another daemon with another name, for one volume under each policy
+cat >/tmp/other.toml <<TOML
+runtime_dir = "/run/other"
+state_dir = "/var/lib/other"
+mount_dir = "/var/lib/other/mnt"
+docker_socket = "/run/other/docker.sock"
+host = "other"
+# what a host does whose volume was taken: its I/O fails after this
+replacement_timeout = 5
+TOML
+other() { cinder-nbd --config /tmp/other.toml "$@"; }
+cinder-nbd --config /tmp/other.toml daemon >"$OUT/other.log" 2>&1 &
+second=$!
+at_end 'tail -n 30 "$OUT/other.log"'
+wait_for 60 other status || fail "no second daemon"
+cli volume create fought --size 1 >/dev/null || fail "volume create fought"
+cli attach fought >/dev/null || fail "attach fought"
+other attach fought >/tmp/refused 2>&1 && fail "a volume that another host has was attached"
+grep -q "$(hostname)" /tmp/refused && grep -q since /tmp/refused || fail "the holder is not named: $(cat /tmp/refused)"
+ok "refuse: $(cat /tmp/refused)"
+other attach fought --elsewhere wait=2 >/tmp/refused 2>&1 && fail "waiting in vain succeeded"
+(sleep 3; cli detach fought) &
+other attach fought --elsewhere wait=60 >/tmp/device || fail "wait: not attached when it was free"
+wait $!
+ok "wait: attached when the other host had let go: $(cat /tmp/device)"
+if cli attach fought --elsewhere take >/tmp/taken 2>&1; then
+  ok "take: the LUN was fenced"
+  dd if=/dev/zero of="$(cat /tmp/device)" bs=4096 count=1 oflag=direct 2>/dev/null && fail "the fenced host still writes"
+  ok "take: the host it was taken from writes no more"
+else
+  grep -q fenced /tmp/taken || fail "take: $(cat /tmp/taken)"
+  ok "take is refused where the LUN cannot be fenced: $(cat /tmp/taken)"
+  cli attach fought --elsewhere take-without-fence >/tmp/taken || fail "take-without-fence"
+  ok "take-without-fence: $(cat /tmp/taken)"
+fi
+dd if=/dev/urandom of="$(tail -n 1 /tmp/taken)" bs=1M count=1 oflag=direct 2>/dev/null || fail "the new holder cannot write"
+other detach fought --force >/tmp/refused 2>&1
+state_is fought in-use || fail "the end of the old holder ended the new one: $(cli volume show fought --json)"
+ok "the old holder's detach leaves the new one attached"
+cli detach fought || fail "detach fought"
+wait_for $settle state_is fought available || fail "fought: $(cli volume show fought --json)"
+kill -TERM $second
+wait $second || fail "the second daemon ended with status $?"
+cli volume delete fought || fail "volume delete fought"
+ok "after it all the volume is free"
+
+# --- one volume on two hosts at once, of a type that allows it
+if cli volume create both --size 1 --type ${CINDER_NBD_REAL_SHARED_TYPE:-multi} >/dev/null 2>/tmp/refused; then
+  cinder-nbd --config /tmp/other.toml daemon >>"$OUT/other.log" 2>&1 &
+  second=$!
+  wait_for 60 other status || fail "no second daemon"
+  cli attach both >/dev/null || fail "attach both"
+  other attach both >/tmp/refused 2>&1 && fail "a second writer was let in without a word"
+  ok "a second writer is refused: $(cat /tmp/refused)"
+  other attach both --read-only >/tmp/device || fail "a second reader is refused"
+  dd if=/dev/zero of="$(cat /tmp/device)" bs=4096 count=1 oflag=direct 2>/dev/null && fail "the reader writes"
+  ok "a second reader is let in, and cannot write"
+  other detach both || fail "detach of the reader"
+  other attach both --raw >/tmp/device || fail "--raw is refused"
+  ok "a second writer is let in on request"
+  other detach both || fail "detach of the second writer"
+  cli detach both || fail "detach both"
+  wait_for $settle state_is both available || fail "both: $(cli volume show both --json)"
+  cli volume delete both || fail "volume delete both"
+  kill -TERM $second
+  wait $second || fail "the second daemon ended with status $?"
+else
+  fail "no type for several hosts: $(cat /tmp/refused)"
+fi
+
 # --- nothing left
 is_empty() { ! cli volume list --json | grep -q '"id"'; }
 wait_for $settle is_empty || fail "volumes are left: $(cli volume list --json)"
