@@ -1,10 +1,10 @@
 //! A LUN as a block device, against a real tgtd and against the target of `support`, which can misbehave.
 
 use std::future::poll_fn;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use cinder_nbd::block::{Backend, ErrorKind, Operation, Request};
+use cinder_nbd::block::{Backend, ErrorKind, Operation, Quota, Rate, Rates, Request};
 use cinder_nbd::lun::{Error, Lun, LunSpec};
 use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{ChapCredentials, Isid, Secret, SessionParams};
@@ -473,4 +473,43 @@ async fn a_trim_and_zeroes_are_commands_and_not_data_where_the_target_can() {
         .unwrap();
     lun.close().await;
     assert_eq!(target.violations(), Vec::<String>::new());
+}
+
+/// The lower bound of a time is no matter of the machine: what is limited cannot be faster.
+#[tokio::test]
+async fn a_limited_volume_does_no_more_in_a_second_on_all_its_lanes() {
+    let target = target(Disk::memory(MIB)).await;
+    let rates = Rates {
+        total_iops: Some(Rate {
+            per_second: 100,
+            burst: Some(10),
+        }),
+        ..Rates::default()
+    };
+    let quota = Quota::new(&rates, Instant::now());
+    let mut lanes = Vec::new();
+    for lane in 0..2 {
+        let mut spec = spec(&target.portal(), 1);
+        spec.session.isid = Isid::random([7, 7, 7], lane);
+        spec.quota = Some(quota.clone());
+        lanes.push(Lun::open(&spec).await.expect("the LUN can be opened"));
+    }
+    let before = Instant::now();
+    for (at, lun) in lanes.iter_mut().enumerate() {
+        let data = pattern(u64::try_from(at).expect("two lanes"), 4096);
+        let offset = u64::try_from(at * 4096).expect("two lanes");
+        for _ in 0..10 {
+            write(lun, offset, &data, false).await.expect("written");
+            let back = read(lun, offset, 4096).await.expect("read");
+            assert_eq!(back, data);
+        }
+        // What is not limited does not wait.
+        run(lun, 0, Operation::Flush).await.expect("flushed");
+    }
+    // Forty, of which ten are saved up and one exceeds them.
+    let least = Duration::from_millis(280);
+    assert!(before.elapsed() >= least, "{:?}", before.elapsed());
+    for lun in lanes {
+        lun.close().await;
+    }
 }

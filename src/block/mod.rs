@@ -10,6 +10,7 @@
 //! 3. The mapping of `ErrorKind` to an errno stands here and nowhere else.
 
 mod extent;
+mod quota;
 
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll};
@@ -17,6 +18,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 
 pub use extent::Extent;
+pub use quota::{Quota, Rate, Rates, Use};
 
 /// What the backend can do and how large it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +75,19 @@ pub struct Request {
     pub operation: Operation,
     /// First byte.
     pub offset: u64,
+}
+
+impl Request {
+    /// What of it is limited by a quota.
+    pub fn charge(&self) -> Use {
+        let bytes = |len: usize| u64::try_from(len).unwrap_or(u64::MAX);
+        match &self.operation {
+            Operation::Read(buffer) => Use::Read(bytes(buffer.len())),
+            Operation::Write { data, .. } => Use::Write(bytes(data.len())),
+            Operation::Trim { .. } | Operation::WriteZeroes { .. } => Use::Write(0),
+            Operation::Flush | Operation::Cache { .. } | Operation::BlockStatus { .. } => Use::Free,
+        }
+    }
 }
 
 /// What to do at the offset.

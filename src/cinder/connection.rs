@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::Error;
+use super::qos;
+use crate::block::Rates;
 
 /// The iSCSI part of a `connection_info`; other transports are refused by name.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub struct ConnectionInfo {
     pub chap: Option<ChapCredentials>,
     /// `access_mode` is ro.
     pub read_only: bool,
+    /// What the front end must keep to.
+    pub rates: Rates,
 }
 
 /// The fields read here. Numbers may come as text and the reverse, by driver.
@@ -55,6 +59,8 @@ struct Wire {
     #[serde(default)]
     encrypted: Option<bool>,
     volume_id: Option<String>,
+    #[serde(default)]
+    qos_specs: Option<Value>,
 }
 
 /// From the attachment as `PUT /attachments/ID` answers it.
@@ -120,6 +126,7 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
             wire.auth_username,
             wire.auth_password,
         )?,
+        rates: qos::parse(wire.qos_specs.as_ref())?,
         // Cinder answers `access_mode: rw` for an attachment of mode `ro`: either counts.
         read_only: wire.access_mode.as_deref() == Some("ro") || mode("attach_mode") == Some("ro"),
     })

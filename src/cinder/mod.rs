@@ -21,6 +21,7 @@ mod http;
 mod keystone;
 mod model;
 mod pages;
+mod qos;
 mod session;
 mod snapshots;
 mod transfers;

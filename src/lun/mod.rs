@@ -15,6 +15,7 @@ mod limits;
 mod losses;
 mod machine;
 mod pace;
+mod throttle;
 
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
@@ -27,7 +28,7 @@ use iscsi::proto::recovery::RecoveryPolicy;
 use iscsi::scsi::{LunAddress, Status};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::block::{Backend, Completion, Geometry, Request};
+use crate::block::{Backend, Completion, Geometry, Quota, Request};
 
 pub use error::Error;
 pub use iscsi::scsi::Identity;
@@ -35,6 +36,7 @@ pub use losses::Losses;
 
 use limits::{Limits, geometry};
 use machine::Machine;
+use throttle::Throttle;
 
 /// Which logical unit, and how to reach it.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub struct LunSpec {
     pub read_only: bool,
     /// Shared by all lanes of a volume: what one of them learns was lost fails the next flush of each.
     pub losses: Losses,
+    /// How much may be done in a second; shared by all lanes of a volume.
+    pub quota: Option<Quota>,
     /// The unit that a process before this one served with the same names and ISID: it must be that one, and what those
     /// sessions may have left at work is ended first.
     pub resume: Option<Identity>,
@@ -66,6 +70,7 @@ impl LunSpec {
             recovery: RecoveryPolicy::default(),
             read_only: false,
             losses: Losses::default(),
+            quota: None,
             resume: None,
         }
     }
@@ -89,6 +94,7 @@ const POWER_LOST: &str =
 pub struct Lun {
     nexus: Nexus,
     machine: Machine,
+    throttle: Option<Throttle>,
     geometry: Geometry,
     /// For logs: `LUN 1 of iqn...`.
     name: String,
@@ -136,6 +142,7 @@ impl Lun {
             nexus,
             geometry,
             machine,
+            throttle: spec.quota.clone().map(Throttle::new),
             name,
             timer: Box::pin(sleep_until(now)),
             has_grown: false,
@@ -154,6 +161,7 @@ impl Lun {
             // Afresh each turn: a timer that fired lies between two of them.
             self.now = Instant::now();
         }
+        self.begin_due();
         while self.nexus.free_slots() > 0 {
             let Some((task, command)) = self.machine.poll_command(self.now.into_std()) else {
                 break;
@@ -206,9 +214,28 @@ impl Lun {
         }
     }
 
+    /// Begins what the quota lets begin now.
+    fn begin_due(&mut self) {
+        let Some(throttle) = self.throttle.as_mut().filter(|one| one.waiting() > 0) else {
+            return;
+        };
+        self.now = Instant::now();
+        let now = self.now.into_std();
+        while self.machine.free_slots() > 0
+            && let Some(request) = throttle.poll(now)
+        {
+            if let Err(request) = self.machine.submit(request) {
+                throttle.give_back(request, now);
+                break;
+            }
+        }
+    }
+
     /// Arms the timer; `Some` if its time has come already.
     fn wait(&mut self, cx: &mut Context<'_>) -> Option<()> {
-        let due = Instant::from_std(self.machine.poll_deadline()?);
+        let throttled = self.throttle.as_ref().and_then(Throttle::deadline);
+        let due = self.machine.poll_deadline().into_iter().chain(throttled);
+        let due = Instant::from_std(due.min()?);
         if self.timer.deadline() != due {
             self.timer.as_mut().reset(due);
         }
@@ -225,11 +252,23 @@ impl Backend for Lun {
     }
 
     fn free_slots(&self) -> usize {
-        self.machine.free_slots()
+        let waiting = self.throttle.as_ref().map_or(0, Throttle::waiting);
+        self.machine.free_slots().saturating_sub(waiting)
     }
 
     fn submit(&mut self, request: Request) -> Result<(), Request> {
-        self.machine.submit(request)
+        if self.throttle.is_none() {
+            return self.machine.submit(request);
+        }
+        if self.free_slots() == 0 {
+            return Err(request);
+        }
+        self.now = Instant::now();
+        let throttle = self.throttle.as_mut();
+        match throttle.and_then(|throttle| throttle.admit(request, self.now.into_std())) {
+            Some(request) => self.machine.submit(request),
+            None => Ok(()),
+        }
     }
 
     fn poll_completion(&mut self, cx: &mut Context<'_>) -> Poll<Completion> {

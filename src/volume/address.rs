@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::journal::{remove, write};
+use crate::block::Rates;
 use crate::cinder::ConnectionInfo;
 
 /// Where a LUN is, from whichever source.
@@ -32,6 +33,7 @@ pub(crate) struct Address {
     pub(crate) more_paths: Vec<iscsi::io::Path>,
     pub(crate) chap: Option<ChapCredentials>,
     pub(crate) read_only: bool,
+    pub(crate) rates: Rates,
 }
 
 impl Address {
@@ -44,6 +46,7 @@ impl Address {
             more_paths: info.more_paths,
             chap: info.chap,
             read_only: read_only || info.read_only,
+            rates: info.rates,
         }
     }
 }
@@ -68,6 +71,9 @@ struct Saved {
     chap_name: Option<String>,
     chap_secret: Option<String>,
     read_only: bool,
+    /// Not there in earlier releases.
+    #[serde(default)]
+    rates: Rates,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -150,6 +156,7 @@ impl Saved {
             chap_name: chap.map(|chap| chap.name.clone()),
             chap_secret: chap.map(|chap| chap.secret.expose().to_owned()),
             read_only: address.read_only,
+            rates: address.rates,
         }
     }
 
@@ -180,6 +187,7 @@ impl Saved {
             more_paths,
             chap,
             read_only: self.read_only,
+            rates: self.rates,
         })
     }
 }
@@ -189,6 +197,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::block::Rate;
 
     fn address() -> Address {
         Address {
@@ -205,6 +214,13 @@ mod tests {
                 secret: Secret::new("precious-word".to_owned()),
             }),
             read_only: true,
+            rates: Rates {
+                total_iops: Some(Rate {
+                    per_second: 100,
+                    burst: None,
+                }),
+                ..Rates::default()
+            },
         }
     }
 
@@ -225,6 +241,7 @@ mod tests {
             ("me", "precious-word")
         );
         assert!(back.read_only);
+        assert_eq!(back.rates, address().rates);
         let file = addresses.file(id);
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&file), mode(&addresses.directory)), (0o600, 0o700));

@@ -34,6 +34,7 @@ use super::platform::Release;
 use super::request::StaticTarget;
 use super::standing::{Standing, Unit};
 use super::takeover::{self, Room};
+use crate::block::Rates;
 use crate::cinder::{Connector, Volume};
 
 /// A device that is here.
@@ -121,6 +122,7 @@ pub(crate) async fn attach_static(cx: &Context, target: StaticTarget) -> Result<
         more_paths: Vec::new(),
         chap,
         read_only,
+        rates: Rates::default(),
     };
     let attached = make_device(cx, entry, address).await?;
     in_use(cx, attached).await

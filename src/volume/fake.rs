@@ -508,6 +508,7 @@ impl World {
             more_paths: Vec::new(),
             chap: None,
             read_only: false,
+            rates: crate::block::Rates::default(),
         })
     }
 

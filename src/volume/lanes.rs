@@ -2,7 +2,7 @@
 //!
 //! A room of its own because the process that comes next must make exactly the same ones.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iscsi::proto::recovery::ReplacementTimeout;
 use iscsi::proto::{ChapCredentials, IscsiName, Isid, Portal, SessionParams};
@@ -13,6 +13,7 @@ use super::context::Context;
 use super::error::Error;
 use super::journal::Entry;
 use super::platform::DeviceSpec;
+use crate::block::Quota;
 use crate::lun::{Losses, LunSpec};
 
 /// The sessions of an attachment; the same ones whenever it is asked for.
@@ -28,6 +29,10 @@ pub(crate) fn lanes_of(
         .parse()
         .map_err(|error| Error::step("using our initiator name", error))?;
     let losses = Losses::default();
+    let rates = address.rates;
+    let quota = rates
+        .is_limited()
+        .then(|| Quota::new(&rates, Instant::now()));
     let lane = |lane| {
         let session = session_params(
             address.portal.clone(),
@@ -43,6 +48,7 @@ pub(crate) fn lanes_of(
         spec.read_only = address.read_only;
         spec.more_paths.clone_from(&address.more_paths);
         spec.losses = losses.clone();
+        spec.quota.clone_from(&quota);
         spec
     };
     Ok((0..count).map(lane).collect())

@@ -1,5 +1,7 @@
 //! Volume types: shared between hosts, encrypted, limited.
 
+use cinder_nbd::block::Rate;
+
 use super::*;
 
 async fn of_type(cinder: &Cinder, kind: &str) -> Volume {
@@ -43,6 +45,25 @@ async fn a_shared_volume_is_attached_twice_and_both_are_named() {
     assert_eq!(cinder.holders(&volume.id).await.unwrap().len(), 1);
     cinder.delete_attachment(&attachments[1]).await.unwrap();
     assert_eq!(status(&cinder, &volume).await, "available");
+    finish(&cinder, &volume).await;
+}
+
+#[tokio::test]
+async fn the_limits_of_a_type_are_told_with_the_connection() {
+    let Some(bed) = bed() else { return };
+    let cinder = bed.cinder().await;
+    let volume = of_type(&cinder, "limited").await;
+    let attachment = cinder.reserve(&volume.id, false).await.unwrap();
+    let connected = cinder.connect_attachment(&attachment, &connector()).await;
+    let rates = connected.unwrap().rates;
+    let limit = |rate: Option<Rate>| rate.map(|rate| rate.per_second);
+    // 1,000,000 bytes a second for each GiB, of which there is one.
+    assert_eq!(
+        (limit(rates.total_iops), limit(rates.read_bytes)),
+        (Some(100), Some(1_000_000))
+    );
+    assert_eq!(rates.write_bytes, None);
+    cinder.delete_attachment(&attachment).await.unwrap();
     finish(&cinder, &volume).await;
 }
 
