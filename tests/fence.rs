@@ -7,9 +7,10 @@ use bytes::{Bytes, BytesMut};
 use cinder_nbd::block::{Backend, ErrorKind, Operation, Request};
 use cinder_nbd::lun::{Lun, LunSpec};
 use cinder_nbd::volume::{Host, Platform, line};
-use iscsi::client::Disk;
+use iscsi::client::{Disk, Session};
 use iscsi::proto::{Isid, SessionParams};
 use iscsi::scsi::reservation::{ReservationKey, ReservationType};
+use support::proxy::{Fault as Cut, Proxy};
 use support::target::{Disk as Medium, Target};
 use support::tgt::Tgtd;
 
@@ -166,4 +167,60 @@ async fn a_fence_that_cannot_be_raised_says_so() {
     let raised = host.fence(spec(&portal, "taker", 15), KEY).await;
     let error = line(&*raised.unwrap_err());
     assert!(error.contains("refused"), "{error}");
+}
+
+/// A host that holds the volume behind its own fence, and one that has lost it.
+async fn assert_registrants(portal: &str, drop_sessions: impl Fn()) {
+    let host = Host::default();
+    let mut holder = Lun::open(&spec(portal, "holder", 1)).await.expect("opens");
+    let raised = host.fence(spec(portal, "taker", 15), KEY).await;
+    raised.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    let mut registered = spec(portal, "taker", 1);
+    registered.registration = Some(KEY);
+    let mut taker = Lun::open(&registered).await.expect("opens");
+    write(&mut taker, 1).await.expect("it is registered");
+    write(&mut holder, 2).await.expect_err("it is fenced");
+    // The sessions come back: the taker's is one of a registrant again, the holder's is not.
+    drop_sessions();
+    write(&mut taker, 3).await.expect("it is registered again");
+    write(&mut holder, 4).await.expect_err("it is fenced still");
+    assert_eq!(first_byte(&mut holder).await, 3);
+    // One that would register beneath another's reservation is let in by every unit, and stays out by itself.
+    let mut intruder = spec(portal, "holder", 2);
+    intruder.registration = Some(0xbad);
+    let refused = Lun::open(&intruder).await.map(drop);
+    let refused = line(&refused.expect_err("it is another's"));
+    assert!(refused.contains("reserved for another host"), "{refused}");
+    let reader = Session::connect(&session(portal, "reader", 1))
+        .await
+        .unwrap();
+    let keys = reader.reservations(1).keys().await.unwrap().keys;
+    assert!(
+        keys.iter().all(|key| *key == ReservationKey(KEY)),
+        "{keys:?}"
+    );
+    reader.logout().await.unwrap();
+    taker.close().await;
+    let lowered = host.unfence(spec(portal, "taker", 15), KEY).await;
+    lowered.unwrap_or_else(|error| panic!("{}", line(&*error)));
+    write(&mut holder, 5)
+        .await
+        .expect("nobody is fenced any more");
+    holder.close().await;
+}
+
+#[tokio::test]
+async fn who_holds_the_fence_writes_after_a_lost_session_and_nobody_else_does_with_tgt() {
+    let tgtd = Tgtd::start();
+    tgtd.add_target(IQN).add_lun_file(1, BYTES);
+    let proxy = Proxy::start(&tgtd.portal());
+    assert_registrants(&proxy.portal(), || proxy.make(Cut::Kill)).await;
+}
+
+#[tokio::test]
+async fn who_holds_the_fence_writes_after_a_lost_session_and_nobody_else_does() {
+    let builder = Target::builder().iqn(IQN).lun(1, Medium::memory(BYTES));
+    let target = builder.start().await;
+    assert_registrants(&target.portal(), || target.drop_connections()).await;
+    target.stop();
 }

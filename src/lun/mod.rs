@@ -25,6 +25,7 @@ use iscsi::client::probe;
 use iscsi::io::{Event, Nexus, NexusParams, Path};
 use iscsi::proto::SessionParams;
 use iscsi::proto::recovery::RecoveryPolicy;
+use iscsi::scsi::reservation::ReservationKey;
 use iscsi::scsi::{LunAddress, Status};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -55,6 +56,9 @@ pub struct LunSpec {
     pub losses: Losses,
     /// How much may be done in a second; shared by all lanes of a volume.
     pub quota: Option<Quota>,
+    /// The key under which each login registers for persistent reservations: where the unit takes writes of the
+    /// registered alone, this session is one of them.
+    pub registration: Option<u64>,
     /// The unit that a process before this one served with the same names and ISID: it must be that one, and what those
     /// sessions may have left at work is ended first.
     pub resume: Option<Identity>,
@@ -71,6 +75,7 @@ impl LunSpec {
             read_only: false,
             losses: Losses::default(),
             quota: None,
+            registration: None,
             resume: None,
         }
     }
@@ -82,6 +87,7 @@ impl LunSpec {
         params.paths.extend_from_slice(&self.more_paths);
         params.policy = self.recovery;
         params.resume.clone_from(&self.resume);
+        params.registration = self.registration.map(ReservationKey);
         Ok(params)
     }
 }

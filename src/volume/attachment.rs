@@ -93,9 +93,14 @@ pub(crate) async fn attach_volume(
         Ok(address) => address,
         Err(error) => return Err(give_up(cx, entry, error).await),
     };
-    if room.is_fenced
-        && let Err(error) = takeover::open_again(cx, &entry, &address).await
-    {
+    let fence = if room.fence {
+        takeover::keep_fence(cx, &mut entry, &address).await
+    } else if room.is_fenced {
+        takeover::open_again(cx, &entry, &address).await
+    } else {
+        Ok(())
+    };
+    if let Err(error) = fence {
         return Err(give_up(cx, entry, error).await);
     }
     entry.phase = Phase::Exporting;
@@ -168,6 +173,7 @@ pub(crate) async fn detach(cx: &Context, attached: Attached, how: Release) -> Re
 /// Deletes the attachment and then the entry. Comes back with the entry when it must be tried
 /// again.
 pub(crate) async fn settle(cx: &Context, entry: Entry) -> Result<(), (Entry, Error)> {
+    takeover::end_fence(cx, &entry).await;
     if let Some(id) = &entry.attachment_id
         && let Err(cause) = cx.out.delete_attachment(id).await
     {
@@ -280,7 +286,7 @@ async fn make_device(
         cx.out.save_entry(&entry).await?;
         cx.out.keep_address(entry.id, &address).await?;
         let count = cx.settings.lanes.clamp(1, LANES_MAX);
-        lanes_of(cx, entry.id, count, &address)
+        lanes_of(cx, &entry, count, &address)
     };
     let lanes = match prepared.await {
         Ok(lanes) => lanes,

@@ -362,6 +362,10 @@ impl World {
         self.inner().no_reservations = true;
     }
 
+    pub(crate) fn drop_fence(&self, volume_id: &str) {
+        self.inner().fences.remove(volume_id);
+    }
+
     /// Whom alone the volume's LUN takes writes of.
     pub(crate) fn fenced_for(&self, volume_id: &str) -> Option<&'static str> {
         self.inner().fences.get(volume_id).copied()

@@ -172,6 +172,9 @@ pub(crate) struct Entry {
     /// The device, once there is one.
     #[serde(default)]
     pub(crate) standing: Option<Standing>,
+    /// The LUN takes writes of this host alone, for as long as it is attached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) fenced: bool,
     /// The filesystem is, or is about to be, frozen for a snapshot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) frozen: bool,
@@ -221,6 +224,7 @@ impl Entry {
             taken: None,
             mountpoint: None,
             standing: None,
+            fenced: false,
             frozen: false,
             held: false,
             counts: BTreeMap::new(),

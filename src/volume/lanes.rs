@@ -19,7 +19,7 @@ use crate::lun::{Losses, LunSpec};
 /// The sessions of an attachment; the same ones whenever it is asked for.
 pub(crate) fn lanes_of(
     cx: &Context,
-    id: Uuid,
+    entry: &Entry,
     count: usize,
     address: &Address,
 ) -> Result<Vec<LunSpec>, Error> {
@@ -39,7 +39,7 @@ pub(crate) fn lanes_of(
             initiator.clone(),
             Some(address.target.clone()),
             address.chap.clone(),
-            lane_isid(id, lane),
+            lane_isid(entry.id, lane),
         );
         let mut spec = LunSpec::new(session, address.lun);
         spec.session.offers.header_digest = cx.settings.header_digest;
@@ -48,6 +48,7 @@ pub(crate) fn lanes_of(
         spec.read_only = address.read_only;
         spec.more_paths.clone_from(&address.more_paths);
         spec.losses = losses.clone();
+        spec.registration = entry.fenced.then(|| cx.reservation_key());
         spec.quota.clone_from(&quota);
         spec
     };
@@ -55,8 +56,8 @@ pub(crate) fn lanes_of(
 }
 
 /// A session that is there for a moment, before there are lanes or instead of them: it bears the last lane's name.
-pub(crate) fn control_of(cx: &Context, id: Uuid, address: &Address) -> Result<LunSpec, Error> {
-    let mut lanes = lanes_of(cx, id, LANES_MAX, address)?;
+pub(crate) fn control_of(cx: &Context, entry: &Entry, address: &Address) -> Result<LunSpec, Error> {
+    let mut lanes = lanes_of(cx, entry, LANES_MAX, address)?;
     let mut control = lanes
         .pop()
         .expect("as many lanes as were asked for, and that is more than none");

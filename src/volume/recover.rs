@@ -80,7 +80,7 @@ pub(crate) async fn take_over(cx: &Context, entry: &Entry) -> Result<Served, Err
                 unusable("how to log in to its target was lost with the runtime directory")
             })?,
     };
-    let mut lanes = lanes_of(cx, entry.id, standing.lanes, &address)?;
+    let mut lanes = lanes_of(cx, entry, standing.lanes, &address)?;
     for lane in &mut lanes {
         lane.resume = Some(identity.clone());
         lane.read_only = standing.read_only;
@@ -93,6 +93,14 @@ pub(crate) async fn take_over(cx: &Context, entry: &Entry) -> Result<Served, Err
             cause,
         )
     })
+}
+
+/// How to log in, from what was kept or from Cinder; none where neither knows.
+pub(crate) async fn any_address(cx: &Context, entry: &Entry) -> Result<Option<Address>, Error> {
+    match cx.out.address_of(entry.id).await {
+        Some(address) => Ok(Some(address)),
+        None => ask_address(cx, entry, false).await,
+    }
 }
 
 /// What Cinder still knows of the way to the LUN; none for a target that it never knew.

@@ -6,10 +6,10 @@
 //!  CreateVolume     record: creating, with a mark      perhaps a volume, marked         keeps it if it is there; else forgets
 //!  TagVolume        entry: reserving                   our tag in its metadata          as Reserve
 //!  Reserve          entry: reserving                   perhaps a row, reserved          deletes the row that is new and tagged
-//!  Fence            entry: taking, whose row           a reservation on the LUN         as Reserve; the next attach clears it
+//!  Fence            entry: taking or connecting        a reservation on the LUN         as Reserve; ends it where it is exported
 //!  TakeAway         entry: taking, whose row           the other's row, or not          as Fence
 //!  Connect          entry: connecting, its id          attaching, exported              deletes the row
-//!  Unfence          entry: connecting, with the key    a reservation on the LUN         deletes the row; the next attach clears it
+//!  Unfence          an entry, with the key             a reservation on the LUN         ends it; or the next attach does
 //!  MakeDevice       entry: exporting                   perhaps sessions and a device    disconnects, deletes the row
 //!  Complete         entry: completing                  the device, perhaps in-use       disconnects, deletes the row
 //!  Format           record: formatting begun           perhaps a filesystem             serves it again; mkfs only if still blank
@@ -139,9 +139,9 @@ impl Step {
             Self::CreateVolume => Intent::Pending(PendingKind::Create),
             Self::TagVolume => Intent::Entry(&[Phase::Reserving, Phase::Taking]),
             Self::Reserve => Intent::Entry(&[Phase::Reserving]),
-            Self::Fence | Self::TakeAway => Intent::Entry(&[Phase::Taking]),
+            Self::Fence => Intent::Entry(&[Phase::Taking, Phase::Connecting]),
+            Self::TakeAway => Intent::Entry(&[Phase::Taking]),
             Self::Connect => Intent::Entry(&[Phase::Connecting]),
-            Self::Unfence => Intent::Entry(&[Phase::Taking, Phase::Reserving, Phase::Connecting]),
             Self::MakeDevice => Intent::Entry(&[Phase::Exporting]),
             Self::Complete => Intent::Entry(&[Phase::Completing]),
             Self::Format | Self::MarkFormatted => Intent::Formatting,
@@ -149,7 +149,9 @@ impl Step {
             Self::Disconnect => Intent::Entry(&[Phase::Detaching]),
             Self::HandOver => Intent::Entry(&[Phase::Attached]),
             Self::Adopt => Intent::Entry(&[Phase::Attached, Phase::Detaching]),
-            Self::DeleteAttachment | Self::UntagVolume | Self::Reclaim => Intent::Entry(&[]),
+            Self::Unfence | Self::DeleteAttachment | Self::UntagVolume | Self::Reclaim => {
+                Intent::Entry(&[])
+            }
             Self::DeleteVolume => Intent::Pending(PendingKind::Remove),
             Self::ExtendVolume | Self::GrowDevice | Self::GrowFilesystem => {
                 Intent::Pending(PendingKind::Extend)

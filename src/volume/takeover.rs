@@ -7,7 +7,8 @@
 //!
 //!  take:  mark the volume as fenced; log in by the other's own export; register, reserve, PREEMPT AND ABORT
 //!         delete the other's attachment (Cinder ends its export)
-//!         reserve, connect; CLEAR by our own export; take the mark away; devices
+//!         reserve, connect; fence anew by our own export (a target that is made anew has forgotten it); devices, whose
+//!         sessions register. At the end of the attachment: CLEAR, take the mark away
 //! ```
 //!
 //! A room of its own because it is the one place where something of another host's is touched.
@@ -19,7 +20,9 @@
 //! 2. With `take`, the other's writes are refused by the LUN before its attachment is deleted; a LUN that cannot be
 //!    fenced is not taken.
 //! 3. The mark is in Cinder before the fence is up and as long as it may be, so whoever attaches next ends it.
-//! 4. A row is ours only if it names this host *and* this state directory: two hosts may have one name.
+//! 4. The fence stays as long as the volume is attached: the end of an attachment in Cinder does not keep its host out
+//!    everywhere (LVM with tgt exports again with the same credentials).
+//! 5. A row is ours only if it names this host *and* this state directory: two hosts may have one name.
 
 use std::time::Duration;
 
@@ -52,7 +55,7 @@ pub(crate) struct Room {
     /// Other hosts' attachments to be taken away first.
     take: Vec<Holder>,
     /// With a fence.
-    fence: bool,
+    pub(crate) fence: bool,
     /// Tags of attachments that are no more: those that were taken away, and our own of a journal that was lost.
     pub(crate) stale_tags: Vec<String>,
     /// The LUN may be fenced, by us in a moment or by an earlier take.
@@ -209,7 +212,7 @@ async fn fence(cx: &Context, entry: &Entry, holder: &Holder) -> Result<(), Error
     let address = Address::of_cinder(info.map_err(no_fence)?, false);
     let marked = cx.out.tag(volume_id, FENCED, &cx.fence_mark()).await;
     marked.map_err(no_fence)?;
-    let control = control_of(cx, entry.id, &address)?;
+    let control = control_of(cx, entry, &address)?;
     let fenced = cx.out.fence(control, key).await;
     if fenced.is_err()
         && let Err(cause) = cx.out.untag(volume_id, FENCED).await
@@ -220,13 +223,48 @@ async fn fence(cx: &Context, entry: &Entry, holder: &Holder) -> Result<(), Error
     fenced.map_err(no_fence)
 }
 
+/// The fence that `take` has put up holds on by our own export, from before the first device until the last is gone.
+pub(crate) async fn keep_fence(
+    cx: &Context,
+    entry: &mut Entry,
+    address: &Address,
+) -> Result<(), Error> {
+    entry.fenced = true;
+    cx.out.save_entry(entry).await?;
+    let control = control_of(cx, entry, address)?;
+    let fenced = cx.out.fence(control, cx.reservation_key()).await;
+    fenced.map_err(|cause| Error::step(format!("fencing {} for this host", entry.volume), cause))
+}
+
+/// At the end of an attachment that kept its fence. Where that cannot be ended, the mark stays, and says so to whoever
+/// attaches the volume next.
+pub(crate) async fn end_fence(cx: &Context, entry: &Entry) {
+    if !entry.fenced {
+        return;
+    }
+    let ended = async {
+        match recover::any_address(cx, entry).await? {
+            Some(address) => open_again(cx, entry, &address).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = ended.await {
+        let (volume, error) = (&entry.volume, line(&error));
+        tracing::warn!(
+            volume,
+            error,
+            "its fence stays; whoever attaches it next with cinder-nbd ends it"
+        );
+    }
+}
+
 /// Ends the fence by an export, and takes the mark away.
 pub(crate) async fn open_again(
     cx: &Context,
     entry: &Entry,
     address: &Address,
 ) -> Result<(), Error> {
-    let control = control_of(cx, entry.id, address)?;
+    let control = control_of(cx, entry, address)?;
     let lifted = cx.out.unfence(control, cx.reservation_key()).await;
     lifted.map_err(|cause| {
         Error::step(format!("ending the reservation on {}", entry.volume), cause)

@@ -436,6 +436,8 @@ impl Play {
                 if let Some(volume) = volumes.first() {
                     self.world.drop_rows(&volume.id);
                     self.world.add_row(&volume.id, theirs());
+                    // A fence of ours does not outlive that: theirs would have ended it.
+                    self.world.drop_fence(&volume.id);
                 }
             }
         }
@@ -552,7 +554,8 @@ impl Play {
                 (devices.len()..=devices.len() + lost).contains(&tags),
                 "tags; {what}"
             );
-            if self.world.fenced_for(&volume.id).is_some() {
+            let is_kept = entries.iter().any(|entry| entry.fenced);
+            if self.world.fenced_for(&volume.id).is_some() && !is_kept {
                 assert!(rows.is_empty(), "fenced, and attached; {what}");
                 assert!(volume.metadata.contains_key(FENCED), "{what}");
             }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::{NexusError, NexusParams, Path, preference};
+use super::{NexusError, NexusParams, Path, preference, registration};
 use crate::io::network::{Network, Stream};
 use crate::io::{Command, Completion, Data, Driver};
 use crate::proto::recovery::Preference;
@@ -151,6 +151,9 @@ impl<N: Network> Work<N> {
         }
         self.fence(driver).await?;
         let (identity, examination) = self.examine(driver).await?;
+        if let Some(key) = self.params.registration {
+            registration::renew(driver, self.path.lun, key).await?;
+        }
         let preference = if self.params.paths.len() > 1 {
             preference::of_path(driver, self.path.lun, examination.target_port_group()).await?
         } else {
@@ -261,4 +264,4 @@ pub(super) async fn ask<S: Stream>(
 /// A unit that takes longer to become ready is not ready for I/O either; the next attempt asks again.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two questions to a unit that is not ready.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);

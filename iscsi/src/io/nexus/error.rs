@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::proto::negotiation::Agreed;
 use crate::proto::{LoginError, SessionError};
 use crate::scsi::examination::Failure;
+use crate::scsi::{Sense, Status};
 
 /// Why a nexus is not open. One line, with what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -41,6 +42,19 @@ pub enum NexusError {
         /// What the target said.
         answer: String,
     },
+    /// The unit did not register our key, so that a reservation for registrants would refuse our writes.
+    #[error("the logical unit does not register our reservation key: {}", .sense.as_ref().map_or_else(|| .status.to_string(), ToString::to_string))]
+    Registration {
+        /// Its status.
+        status: Status,
+        /// The sense data, if any came.
+        sense: Option<Sense>,
+    },
+    /// The unit is reserved for others than us.
+    #[error(
+        "the logical unit is reserved for another host, which has taken it over; nothing is written to it"
+    )]
+    Reserved,
     /// The path's port group takes no I/O.
     #[error("the target port group of this path is {state}; no I/O moves to it")]
     PortGroup {

@@ -27,6 +27,7 @@ mod check;
 mod error;
 mod params;
 mod preference;
+mod registration;
 mod replay;
 
 use std::collections::VecDeque;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::error::CONNECTIONS_WAIT;
 use crate::proto::recovery::RecoveryPolicy;
 use crate::proto::{IscsiName, Misuse, Portal, SessionParams};
+use crate::scsi::reservation::ReservationKey;
 use crate::scsi::{Identity, LunAddress};
 
 /// One way to the logical unit.
@@ -34,6 +35,9 @@ pub struct NexusParams {
     /// first login is a reinstatement then. The unit must be that one, and what the earlier sessions may have left at
     /// work over another portal group is ended by a LOGICAL UNIT RESET before anything else leaves.
     pub resume: Option<Identity>,
+    /// Each login registers this key for persistent reservations before any other command that writes: where a unit is
+    /// reserved for registrants (write exclusive - registrants only), this nexus is one of them.
+    pub registration: Option<ReservationKey>,
     /// Guards that are off.
     #[cfg(feature = "hazards")]
     pub hazards: Hazards,
@@ -68,6 +72,7 @@ impl NexusParams {
             paths: vec![path],
             policy: RecoveryPolicy::default(),
             resume: None,
+            registration: None,
             #[cfg(feature = "hazards")]
             hazards: Hazards::default(),
         })

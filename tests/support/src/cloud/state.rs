@@ -188,15 +188,13 @@ impl World {
         }
     }
 
-    /// Exports a volume unless it is already; each export has names and secrets of its own, as those of Cinder's target
-    /// helpers do: whoever knows those of an earlier one is kept out.
+    /// Exports a volume unless it is already, each time with the same credentials, as Cinder with tgt does: whoever was
+    /// let in once can log in again.
     pub(super) fn export(&mut self, id: &str) {
         let target = Arc::clone(&self.target);
         if let Some(volume) = self.volume(id) {
             let iqn = volume.iqn();
             if !target.targets().contains(&iqn) {
-                volume.user = crate::random::letters(20);
-                volume.secret = crate::random::letters(16);
                 let export = Export::new(&iqn)
                     .chap(&volume.user, &volume.secret)
                     .lun(EXPORTED_LUN, volume.disk.clone());
