@@ -191,15 +191,15 @@ async fn assert_registrants(portal: &str, drop_sessions: impl Fn()) {
     let refused = Lun::open(&intruder).await.map(drop);
     let refused = line(&refused.expect_err("it is another's"));
     assert!(refused.contains("reserved for another host"), "{refused}");
-    let reader = Session::connect(&session(portal, "reader", 1))
-        .await
-        .unwrap();
-    let keys = reader.reservations(1).keys().await.unwrap().keys;
+    let reader = Session::connect(&session(portal, "reader", 1)).await;
+    let reader = reader.expect("reading is for everyone");
+    let keys = reader.reservations(1).keys().await;
+    let keys = keys.expect("reading is for everyone").keys;
     assert!(
         keys.iter().all(|key| *key == ReservationKey(KEY)),
         "{keys:?}"
     );
-    reader.logout().await.unwrap();
+    reader.logout().await.expect("logs out");
     taker.close().await;
     let lowered = host.unfence(spec(portal, "taker", 15), KEY).await;
     lowered.unwrap_or_else(|error| panic!("{}", line(&*error)));

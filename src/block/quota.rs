@@ -1,6 +1,6 @@
 //! How much may be done in a second, and when the next thing may be begun.
 //!
-//! Source: the generic cell rate algorithm (ITU-T I.371, annex A); the keys are those of Cinder's QoS specs, whose meaning
+//! Source: the generic cell rate algorithm (ITU-T I.371, annex A); the keys are those of Cinder's `qos_specs`, whose meaning
 //! is libvirt's `blkdeviotune`.
 //!
 //! Invariants:
@@ -252,14 +252,14 @@ mod tests {
                 now += Duration::from_millis(pause);
                 let at = quota.take(Use::Write(1), now);
                 prop_assert!(at >= now);
-                due.push((at - start).as_secs_f64());
+                due.push((at - start).as_nanos());
             }
-            due.sort_by(f64::total_cmp);
+            due.sort_unstable();
             for (first, from) in due.iter().enumerate() {
                 for (last, to) in due.iter().enumerate().skip(first) {
-                    let done = (last - first + 1) as f64;
-                    let allowed = (to - from) * per_second as f64 + burst as f64 + 2.0;
-                    prop_assert!(done <= allowed, "{done} in {} s", to - from);
+                    let done = u128::try_from(last - first + 1).unwrap();
+                    let share = (to - from) * u128::from(per_second) / 1_000_000_000;
+                    prop_assert!(done <= share + u128::from(burst) + 3, "{done} in {} ns", to - from);
                 }
             }
         }

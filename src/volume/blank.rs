@@ -144,7 +144,7 @@ const SAMPLE_ALIGN: u64 = 64 * KIB;
 const SAMPLE_BYTES: u64 = 2 * SAMPLE_ALIGN;
 
 /// The ranges to read, half-open, clipped to the device.
-fn regions(size: u64) -> Vec<(u64, u64)> {
+pub(super) fn regions(size: u64) -> Vec<(u64, u64)> {
     let mut regions = vec![(0, HEAD_BYTES), (size.saturating_sub(TAIL_BYTES), size)];
     regions.extend(BACKUPS.iter().map(|begin| (*begin, begin + BACKUP_BYTES)));
     regions.extend((0..SAMPLES).map(|n| {
@@ -164,7 +164,7 @@ fn regions(size: u64) -> Vec<(u64, u64)> {
 ///
 /// # Errors
 /// Any read failed or ended early: what cannot be read is not blank. So is a device without bytes.
-fn first_nonzero<F: Read + Seek>(file: &mut F, size: u64) -> io::Result<Option<u64>> {
+pub(super) fn first_nonzero<F: Read + Seek>(file: &mut F, size: u64) -> io::Result<Option<u64>> {
     if size == 0 {
         return Err(io::Error::other("the device has no size"));
     }

@@ -81,6 +81,8 @@ struct Inner {
     numbers: u32,
     devices: BTreeMap<PathBuf, FakeLun>,
     contents: BTreeMap<String, Content>,
+    /// Files that are looked at and formatted in place of `contents`, by the real code.
+    images: BTreeMap<String, PathBuf>,
     mounts: BTreeMap<PathBuf, PathBuf>,
     /// Mountpoints whose filesystem takes no writes.
     frozen: BTreeSet<PathBuf>,
@@ -96,6 +98,11 @@ impl Inner {
     fn key_on(&self, device: &Path) -> Result<String, Cause> {
         let lun = self.devices.get(device).ok_or("no such device")?;
         Ok(lun.key.clone())
+    }
+
+    /// The file that stands for it, if the test has given one.
+    fn image_on(&self, device: &Path) -> Result<Option<PathBuf>, Cause> {
+        Ok(self.images.get(&self.key_on(device)?).cloned())
     }
 }
 
@@ -219,6 +226,12 @@ impl World {
     /// What is on the LUN of a volume id or target.
     pub(crate) fn set_content(&self, key: &str, content: Content) {
         self.inner().contents.insert(key.to_owned(), content);
+    }
+
+    /// This file is the LUN of a volume id, to be looked at and formatted as the real host does.
+    pub(crate) fn set_image(&self, key: &str, image: &Path) {
+        let images = &mut self.inner().images;
+        images.insert(key.to_owned(), image.to_owned());
     }
 
     pub(crate) fn set_users(&self, users: Vec<MountUser>) {

@@ -13,6 +13,7 @@ mod doctor;
 mod elsewhere;
 mod errors;
 mod life;
+mod never_formats;
 mod restart;
 mod snapshot;
 

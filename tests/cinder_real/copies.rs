@@ -5,7 +5,7 @@ use cinder_nbd::cinder::{NewSnapshot, Snapshot};
 use super::*;
 
 /// Longer than any snapshot here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn snapshot(cinder: &Cinder, volume: &Volume, name: &str) -> Snapshot {
     let new = NewSnapshot {

@@ -14,6 +14,7 @@ use super::super::platform::{
     Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
     Sizes,
 };
+use super::super::{blank, filesystem};
 use super::{FakeLun, Row, World};
 use crate::lun::LunSpec;
 
@@ -178,6 +179,10 @@ impl Platform for World {
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>> {
         Box::pin(async move {
             self.enter("inspect").await?;
+            let image = self.inner().image_on(device)?;
+            if let Some(image) = image {
+                return blank::examine(&image).await;
+            }
             let inner = self.inner();
             let lun = inner.devices.get(device).expect("a device of the test");
             Ok(inner
@@ -209,10 +214,14 @@ impl Platform for World {
         &'a self,
         device: &'a Path,
         fstype: Fstype,
-        _: MkfsOptions,
+        options: MkfsOptions,
     ) -> BoxFuture<'a, Result<(), Cause>> {
         Box::pin(async move {
             self.enter("format").await?;
+            let image = self.inner().image_on(device)?;
+            if let Some(image) = image {
+                filesystem::format(&image, fstype, &options).await?;
+            }
             let mut inner = self.inner();
             let key = inner.key_on(device)?;
             *inner.formatted.entry(key.clone()).or_default() += 1;

@@ -127,4 +127,7 @@ class SparseTgtDriver(driver.VolumeDriver):
 
     def terminate_connection(self, volume, connector, **kwargs):
         self._fail_if_asked("terminate_connection", volume)
+        if sum(row.attach_status == "attached" for row in volume.volume_attachment) > 1:
+            # As the LVM driver: others still use the export.
+            return True
         self.target.terminate_connection(volume, connector, **kwargs)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tokio::process::Command;
 
 use crate::run::Run;
 use crate::ui::Stage;
@@ -25,9 +26,9 @@ const LIMIT: Duration = Duration::from_mins(15);
 /// How the emulator is called.
 #[derive(Clone, Debug)]
 pub(crate) struct Emulator {
-    pub(crate) program: PathBuf,
-    pub(crate) environment: Vec<(&'static str, OsString)>,
-    pub(crate) arguments: Vec<OsString>,
+    program: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
+    arguments: Vec<OsString>,
 }
 
 impl Emulator {
@@ -47,6 +48,15 @@ impl Emulator {
             unpack(&root).await?;
         }
         Ok(Self::of_tree(&root))
+    }
+
+    /// Its program, which does not outlive us even when we are killed outright.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]);
+        command.arg(&self.program).args(&self.arguments);
+        command.envs(self.environment.iter().cloned());
+        command
     }
 
     fn of_tree(root: &Path) -> Self {
@@ -73,13 +83,12 @@ async fn unpack(root: &Path) -> Result<()> {
     let new = tempfile::Builder::new()
         .prefix("qemu-")
         .tempdir_in(beside)?;
-    let packages = match wanted().await {
-        Ok(packages) => packages,
-        Err(_) => {
-            // no package lists yet
-            host::update_lists(&stage).await?;
-            wanted().await?
-        }
+    let packages = if let Ok(packages) = wanted().await {
+        packages
+    } else {
+        // no package lists yet
+        host::update_lists(&stage).await?;
+        wanted().await?
     };
     if fetch(new.path(), &packages, &stage).await.is_err() {
         // stale ones: what they name is not there any more

@@ -79,11 +79,7 @@ pub(super) async fn boot(
 }
 
 fn qemu(job: &Job, image: &Image, dir: &Path) -> Result<Command> {
-    let mut command = Command::new("setpriv");
-    let emulator = &image.emulator;
-    command.args(["--pdeathsig", "KILL", "--"]);
-    command.arg(&emulator.program).args(&emulator.arguments);
-    command.envs(emulator.environment.iter().cloned());
+    let mut command = image.emulator.command();
     command.process_group(0).env("TMPDIR", dir);
     let processor = if job.has_wide_copies {
         "max,-cx16,-erms,-fsrm"

@@ -89,7 +89,13 @@ async fn perform<S: Stream>(
             {
                 repeats += 1;
             }
-            _ => {
+            Verdict::UnitAttention
+            | Verdict::DeferredError
+            | Verdict::Aborted
+            | Verdict::SwitchPath
+            | Verdict::ReservationConflict
+            | Verdict::OurFault
+            | Verdict::Failed => {
                 return Err(NexusError::Registration {
                     status: answer.status,
                     sense: answer.sense,

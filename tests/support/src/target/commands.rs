@@ -100,7 +100,9 @@ impl Session {
                     Some(Strike::ShortRead(missing)) => usize::try_from(*missing).unwrap_or(0),
                     _ => 0,
                 };
-                if let Some(unit) = self.unit(pdu.lun_bytes()) {
+                if let Some(answer) = self.unreadable(pdu, from, bytes) {
+                    self.answer(at, pdu, &answer);
+                } else if let Some(unit) = self.unit(pdu.lun_bytes()) {
                     self.read(at, pdu, &unit, from, bytes.saturating_sub(missing));
                 }
             }
@@ -110,6 +112,17 @@ impl Session {
             return Err(Ended::Ours);
         }
         Ok(())
+    }
+
+    /// What a read says that meets a bad block; SBC-3 §4.14: INFORMATION is the first such.
+    fn unreadable(&self, pdu: &Pdu, from: u64, bytes: usize) -> Option<Answer> {
+        let block = u64::from(self.unit(pdu.lun_bytes())?.disk.block_size());
+        let begin = from / block;
+        let end = begin + u64::try_from(bytes).ok()?.div_ceil(block);
+        let bad = self.shared.faults.bad_block(begin, end)?;
+        let mut answer = Answer::check(scsi::MEDIUM_ERROR);
+        answer.information = u32::try_from(bad).ok();
+        Some(answer)
     }
 
     /// A command that wants data takes it now and is carried out later.

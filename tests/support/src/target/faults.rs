@@ -82,6 +82,14 @@ pub enum Fault {
         /// How many bytes.
         missing: u32,
     },
+    /// Every read of one of these blocks, half-open, ends with MEDIUM ERROR, on every LUN. Writes to them are taken and
+    /// do not mend them.
+    BadBlocks {
+        /// The first LBA.
+        begin: u64,
+        /// The LBA behind the last.
+        end: u64,
+    },
     /// The command is never answered; later ones are.
     NoAnswer {
         /// Which command.
@@ -171,6 +179,7 @@ impl Faults {
             | Fault::Redirect { .. }
             | Fault::CloseAtLogin
             | Fault::DropAfterPdus(_)
+            | Fault::BadBlocks { .. }
             | Fault::HoldWrites
             | Fault::HoldAll
             | Fault::LateWrites
@@ -237,6 +246,22 @@ impl Faults {
         self.find(|fault| {
             if let Fault::DropAfterPdus(most) = fault {
                 Some(*most)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The first block of a range, half-open, that cannot be read.
+    pub(super) fn bad_block(&self, begin: u64, end: u64) -> Option<u64> {
+        self.find(|fault| {
+            if let Fault::BadBlocks {
+                begin: bad,
+                end: good,
+            } = *fault
+            {
+                let first = begin.max(bad);
+                (first < end.min(good)).then_some(first)
             } else {
                 None
             }
@@ -336,6 +361,7 @@ fn strike(fault: &Fault) -> Option<Strike> {
         | Fault::Redirect { .. }
         | Fault::CloseAtLogin
         | Fault::DropAfterPdus(_)
+        | Fault::BadBlocks { .. }
         | Fault::HoldWrites
         | Fault::HoldAll
         | Fault::LateWrites
@@ -364,5 +390,15 @@ mod tests {
         assert!(faults.is_silent());
         faults.clear();
         assert!(!faults.is_silent());
+    }
+
+    #[test]
+    fn bad_blocks_are_met_by_the_reads_that_touch_them() {
+        let faults = Faults::default();
+        faults.inject(Fault::BadBlocks { begin: 8, end: 10 });
+        assert_eq!(faults.bad_block(0, 8), None);
+        assert_eq!(faults.bad_block(0, 9), Some(8));
+        assert_eq!(faults.bad_block(9, 20), Some(9));
+        assert_eq!(faults.bad_block(10, 20), None);
     }
 }
