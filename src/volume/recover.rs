@@ -72,14 +72,10 @@ pub(crate) async fn take_over(cx: &Context, entry: &Entry) -> Result<Served, Err
     if !(1..=LANES_MAX).contains(&standing.lanes) {
         return Err(unusable("the journal has an impossible number of lanes"));
     }
-    let address = match cx.out.address_of(entry.id).await {
-        Some(address) => address,
-        None => ask_address(cx, entry, standing.read_only)
-            .await?
-            .ok_or_else(|| {
-                unusable("how to log in to its target was lost with the runtime directory")
-            })?,
-    };
+    let address = any_address(cx, entry, standing.read_only).await?;
+    let address = address.ok_or_else(|| {
+        unusable("how to log in to its target was lost with the runtime directory")
+    })?;
     let mut lanes = lanes_of(cx, entry, standing.lanes, &address)?;
     for lane in &mut lanes {
         lane.resume = Some(identity.clone());
@@ -96,10 +92,14 @@ pub(crate) async fn take_over(cx: &Context, entry: &Entry) -> Result<Served, Err
 }
 
 /// How to log in, from what was kept or from Cinder; none where neither knows.
-pub(crate) async fn any_address(cx: &Context, entry: &Entry) -> Result<Option<Address>, Error> {
+pub(crate) async fn any_address(
+    cx: &Context,
+    entry: &Entry,
+    read_only: bool,
+) -> Result<Option<Address>, Error> {
     match cx.out.address_of(entry.id).await {
         Some(address) => Ok(Some(address)),
-        None => ask_address(cx, entry, false).await,
+        None => ask_address(cx, entry, read_only).await,
     }
 }
 

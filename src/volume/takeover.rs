@@ -186,9 +186,7 @@ pub(crate) async fn step_back(cx: &Context, entry: &Entry) -> Result<(), Error> 
     let (true, Some(volume_id)) = (is_before_devices, &entry.volume_id) else {
         return Ok(());
     };
-    let found = cx.find_volume(volume_id, &entry.volume).await?;
-    let own = cx.fence_mark();
-    if found.is_none_or(|volume| volume.metadata.get(FENCED) != Some(&own)) {
+    if !is_fenced_by_us(cx, entry).await? {
         return Ok(());
     }
     let rows = holders(cx, &entry.volume, volume_id).await?;
@@ -236,6 +234,14 @@ pub(crate) async fn keep_fence(
     fenced.map_err(|cause| Error::step(format!("fencing {} for this host", entry.volume), cause))
 }
 
+/// Whether the mark is ours: a host that has taken the volume since has put its own there, and its fence is not ours to end.
+async fn is_fenced_by_us(cx: &Context, entry: &Entry) -> Result<bool, Error> {
+    let volume_id = entry.volume_id.as_deref().unwrap_or_default();
+    let found = cx.find_volume(volume_id, &entry.volume).await?;
+    let own = cx.fence_mark();
+    Ok(found.is_some_and(|volume| volume.metadata.get(FENCED) == Some(&own)))
+}
+
 /// At the end of an attachment that kept its fence. Where that cannot be ended, the mark stays, and says so to whoever
 /// attaches the volume next.
 pub(crate) async fn end_fence(cx: &Context, entry: &Entry) {
@@ -243,7 +249,10 @@ pub(crate) async fn end_fence(cx: &Context, entry: &Entry) {
         return;
     }
     let ended = async {
-        match recover::any_address(cx, entry).await? {
+        if !is_fenced_by_us(cx, entry).await? {
+            return Ok(());
+        }
+        match recover::any_address(cx, entry, false).await? {
             Some(address) => open_again(cx, entry, &address).await,
             None => Ok(()),
         }

@@ -122,6 +122,21 @@ async fn take_fences_the_holder_before_it_deletes_its_attachment() {
 }
 
 #[tokio::test]
+async fn a_host_that_had_taken_it_ends_no_fence_but_its_own() {
+    let (id, _one, other) = two(Elsewhere::Take).await;
+    other.attach(None).await.unwrap();
+    let third = HostBed::new(&other.world, "web3", Elsewhere::Take);
+    third.attach(None).await.unwrap();
+    assert_eq!(other.world.fenced_for(&id), Some("web3"));
+    other.engine.detach("v1", false).await.unwrap();
+    assert_eq!(other.world.fenced_for(&id), Some("web3"));
+    assert!(other.world.volumes()[0].metadata.contains_key(FENCED));
+    third.engine.detach("v1", false).await.unwrap();
+    assert_eq!(other.world.fenced_for(&id), None);
+    assert!(!other.world.volumes()[0].metadata.contains_key(FENCED));
+}
+
+#[tokio::test]
 async fn a_lun_that_cannot_be_fenced_is_not_taken_unless_that_is_said() {
     let (id, one, other) = two(Elsewhere::Take).await;
     other.world.forbid_reservations();
