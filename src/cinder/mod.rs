@@ -27,6 +27,7 @@ mod snapshots;
 mod transfers;
 mod upkeep;
 mod volumes;
+mod watch;
 
 use std::net::IpAddr;
 use std::sync::Arc;

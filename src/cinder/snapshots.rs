@@ -7,7 +7,7 @@
 //! 1. Taking one whose answer is lost takes it once: it carries a mark by which it is found again.
 //! 2. What it holds is what had reached the volume when Cinder took it: whoever wants more freezes before.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,7 +18,8 @@ use super::error::{Error, RequestId};
 use super::model::time;
 use super::pages::the_one;
 use super::session::Call;
-use super::volumes::{MARK, POLL_FIRST, POLL_MAX};
+use super::volumes::MARK;
+use super::watch::Watch;
 
 /// A backend that copies; Cinder itself does not say.
 const DELETE_WAIT: Duration = Duration::from_mins(5);
@@ -97,15 +98,13 @@ impl Cinder {
     /// # Errors
     /// See `Error`.
     pub async fn await_snapshot(&self, id: &str, patience: Duration) -> Result<Snapshot, Error> {
-        let started = Instant::now();
-        let mut pause = POLL_FIRST;
+        let mut watch = Watch::begin();
         loop {
             let snapshot = self.show_snapshot(id).await?;
-            if snapshot.status != "creating" || started.elapsed() + pause > patience {
+            if snapshot.status != "creating" || !watch.has_another(patience) {
                 return Ok(snapshot);
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            watch.pause().await;
         }
     }
 
@@ -176,8 +175,7 @@ impl Cinder {
             }
             Ok(_) => {}
         }
-        let started = Instant::now();
-        let mut pause = POLL_FIRST;
+        let mut watch = Watch::begin();
         loop {
             let snapshot = match self.show_snapshot(id).await {
                 Err(error) if error.is_not_found() => return Ok(()),
@@ -187,7 +185,7 @@ impl Cinder {
             if snapshot.status != "deleting" {
                 return Err(self.not_deleted(&snapshot).await);
             }
-            if started.elapsed() >= DELETE_WAIT {
+            if watch.has_lasted(DELETE_WAIT) {
                 return Err(Error::Slow {
                     kind: "snapshot",
                     id: snapshot.id,
@@ -198,8 +196,7 @@ impl Cinder {
                             .to_owned(),
                 });
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            watch.pause().await;
         }
     }
 

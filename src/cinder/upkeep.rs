@@ -2,7 +2,7 @@
 //!
 //! Source: Block Storage API v3: `os-extend` (in use from 3.42 on), snapshots, metadata.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -10,7 +10,8 @@ use super::Cinder;
 use super::error::{Error, Holder};
 use super::model::Volume;
 use super::session::Call;
-use super::volumes::{POLL_FIRST, POLL_MAX, state_remedy};
+use super::volumes::state_remedy;
+use super::watch::Watch;
 
 /// A backend that copies may take long; Cinder itself does not say.
 const EXTEND_WAIT: Duration = Duration::from_mins(10);
@@ -50,11 +51,10 @@ impl Cinder {
             self.session.call(Call::post(&path, body)).await?;
             volume = self.show(id).await?;
         }
-        let started = Instant::now();
-        let mut pause = POLL_FIRST;
+        let mut watch = Watch::begin();
         // It goes to `extending` before it answers, so another state is the outcome.
         while volume.status == "extending" {
-            if started.elapsed() >= EXTEND_WAIT {
+            if watch.has_lasted(EXTEND_WAIT) {
                 return Err(Error::Slow {
                     kind: "volume",
                     id: volume.id,
@@ -63,8 +63,7 @@ impl Cinder {
                     remedy: "Cinder goes on with it; extend it again later".to_owned(),
                 });
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            watch.pause().await;
             volume = self.show(id).await?;
         }
         if volume.size >= gib {

@@ -7,7 +7,7 @@
 //! 2. A volume that ends in `error` is not left behind.
 //! 3. A name is compared here, byte for byte: a server's filter may be wider.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use super::error::Error;
 use super::model::{NewVolume, Volume};
 use super::pages::the_one;
 use super::session::{Call, Repeat};
+use super::watch::Watch;
 
 /// An empty volume: below the 120 s that Docker's engine waits, so that it hears our reason.
 const CREATE_WAIT: Duration = Duration::from_secs(100);
@@ -28,9 +29,8 @@ const COPY_WAIT: Duration = Duration::from_hours(1);
 /// A backend may wipe; Docker's engine waits 60 s.
 const DELETE_WAIT: Duration = Duration::from_mins(5);
 
-/// The pauses between two looks: Cinder needs 0.2 to 0.5 s when it has nothing else to do.
-pub(super) const POLL_FIRST: Duration = Duration::from_millis(100);
-pub(super) const POLL_MAX: Duration = Duration::from_secs(2);
+/// What ended in error has mostly nothing to be wiped.
+const UNDO_WAIT: Duration = Duration::from_secs(30);
 
 /// The mark of a request, in the metadata of what it makes.
 pub(super) const MARK: &str = "cinder-nbd.request";
@@ -179,22 +179,19 @@ impl Cinder {
     }
 
     async fn wait_created(&self, mut volume: Volume, wait: Duration) -> Result<Volume, Error> {
-        let started = Instant::now();
-        let mut pause = POLL_FIRST;
+        let mut watch = Watch::begin();
         // `downloading`: from an image.
         while ["creating", "downloading"].contains(&volume.status.as_str())
-            && started.elapsed() < wait
+            && !watch.has_lasted(wait)
         {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            watch.pause().await;
             volume = self.show(&volume.id).await?;
         }
         Ok(volume)
     }
 
     async fn wait_deleted(&self, id: &str, wait: Duration) -> Result<(), Error> {
-        let started = Instant::now();
-        let mut pause = POLL_FIRST;
+        let mut watch = Watch::begin();
         loop {
             let volume = match self.show(id).await {
                 Err(error) if error.is_not_found() => return Ok(()),
@@ -211,7 +208,7 @@ impl Cinder {
                     ),
                 });
             }
-            if started.elapsed() >= wait {
+            if watch.has_lasted(wait) {
                 return Err(Error::Slow {
                     kind: "volume",
                     id: volume.id,
@@ -221,8 +218,7 @@ impl Cinder {
                         .to_owned(),
                 });
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL_MAX);
+            watch.pause().await;
         }
     }
 
@@ -233,7 +229,7 @@ impl Cinder {
             .call(Call::delete(&["volumes", &volume.id]))
             .await
         {
-            Ok(_) => self.wait_deleted(&volume.id, POLL_MAX * 15).await,
+            Ok(_) => self.wait_deleted(&volume.id, UNDO_WAIT).await,
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         };

@@ -10,13 +10,6 @@ use crate::kernel::Host;
 
 const FSTYPES: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
-fn create(host: &Host, name: &str, options: &str) {
-    host.done(
-        "VolumeDriver.Create",
-        &format!(r#"{{"Name":"{name}","Opts":{{{options}}}}}"#),
-    );
-}
-
 /// What is mounted there, as `/proc` has it.
 fn mounted_type(at: &Path) -> String {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
@@ -35,7 +28,7 @@ fn each_filesystem_is_made_as_asked_and_its_data_outlives_an_unmount() {
         let options = format!(
             r#""fstype":"{fstype}","uid":"999","gid":"998","mode":"0750","mkfs_opts":"-L made","mount_opts":"noatime""#
         );
-        create(&host, fstype, &options);
+        host.create(fstype, &options);
         let at = host.mount(fstype);
         assert_eq!(mounted_type(&at), fstype);
         let top = std::fs::metadata(&at).unwrap();
@@ -64,11 +57,7 @@ fn each_filesystem_is_made_as_asked_and_its_data_outlives_an_unmount() {
 #[test]
 fn a_directory_of_the_volume_is_handed_out_and_a_link_in_its_place_is_not() {
     let Some(host) = Host::new() else { return };
-    create(
-        &host,
-        "v1",
-        r#""subdir":"data/db","uid":"70","mode":"0700""#,
-    );
+    host.create("v1", r#""subdir":"data/db","uid":"70","mode":"0700""#);
     let at = host.mount("v1");
     assert!(at.ends_with("v1/data/db"), "{}", at.display());
     let theirs = std::fs::metadata(&at).unwrap();
@@ -113,7 +102,7 @@ fn a_clone_is_mounted_beside_its_origin_or_refused_where_that_would_mix_them() {
     for fstype in FSTYPES {
         let (origin, clone) = (format!("{fstype}-a"), format!("{fstype}-b"));
         for name in [&origin, &clone] {
-            create(&host, name, &format!(r#""fstype":"{fstype}""#));
+            host.create(name, &format!(r#""fstype":"{fstype}""#));
         }
         let at = host.mount(&origin);
         std::fs::write(at.join("whose"), b"origin").unwrap();

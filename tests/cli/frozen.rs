@@ -16,13 +16,6 @@ use support::cloud::Fault;
 use crate::bed::wait_until;
 use crate::kernel::Host;
 
-fn create(host: &Host, name: &str, options: &str) {
-    host.done(
-        "VolumeDriver.Create",
-        &format!(r#"{{"Name":"{name}","Opts":{{{options}}}}}"#),
-    );
-}
-
 /// Appends numbered records, each synced, until it is stopped.
 struct Writer {
     written: Arc<AtomicU64>,
@@ -88,7 +81,7 @@ fn records(path: &Path) -> u64 {
 fn what_is_mounted_grows_with_its_volume_while_it_is_written_to() {
     let Some(host) = Host::new() else { return };
     for fstype in ["ext4", "xfs", "btrfs"] {
-        create(&host, fstype, &format!(r#""fstype":"{fstype}","size":"1""#));
+        host.create(fstype, &format!(r#""fstype":"{fstype}","size":"1""#));
         let at = host.mount(fstype);
         let writer = Writer::start(at.join("records"));
         writer.wait_for_more();
@@ -117,7 +110,7 @@ fn what_is_mounted_grows_with_its_volume_while_it_is_written_to() {
 fn a_snapshot_of_what_is_written_to_is_at_rest_and_mounts_as_a_volume() {
     let Some(host) = Host::new() else { return };
     for fstype in ["ext4", "xfs", "btrfs"] {
-        create(&host, fstype, &format!(r#""fstype":"{fstype}""#));
+        host.create(fstype, &format!(r#""fstype":"{fstype}""#));
         let at = host.mount(fstype);
         let writer = Writer::start(at.join("records"));
         writer.wait_for_more();
@@ -130,11 +123,7 @@ fn a_snapshot_of_what_is_written_to_is_at_rest_and_mounts_as_a_volume() {
         writer.end();
         host.unmount(fstype);
         let (copy, id) = (format!("{fstype}-copy"), &taken["snapshot"]["id"]);
-        create(
-            &host,
-            &copy,
-            &format!(r#""snapshot_id":{id},"fstype":"{fstype}""#),
-        );
+        host.create(&copy, &format!(r#""snapshot_id":{id},"fstype":"{fstype}""#));
         if fstype == "ext4" {
             assert_at_rest(&host, &copy);
         }
@@ -165,7 +154,7 @@ fn assert_at_rest(host: &Host, name: &str) {
 #[test]
 fn writes_wait_no_longer_than_was_allowed_and_a_killed_daemon_thaws_at_its_return() {
     let Some(host) = Host::new() else { return };
-    create(&host, "v1", "");
+    host.create("v1", "");
     let at = host.mount("v1");
     let writer = Writer::start(at.join("records"));
     writer.wait_for_more();

@@ -69,6 +69,13 @@ impl Host {
         answer
     }
 
+    /// As `docker volume create -o`; `options` are the members of a JSON object.
+    #[track_caller]
+    pub(crate) fn create(&self, name: &str, options: &str) {
+        let body = format!(r#"{{"Name":"{name}","Opts":{{{options}}}}}"#);
+        self.done("VolumeDriver.Create", &body);
+    }
+
     /// A volume of ours, mounted for Docker.
     #[track_caller]
     fn mounted(&self, name: &str) -> PathBuf {

@@ -5,7 +5,7 @@
 
 use super::execute::{ask_whole, perform};
 use super::{Commands, Error};
-use crate::io::{Command, Data};
+use crate::io::Command;
 use crate::scsi::reservation::{
     self, Capabilities, FullStatus, Keys, Reservation, ReservationKey, ReservationType, ReserveIn,
     ReserveOut, ReserveOutParameters,
@@ -191,13 +191,7 @@ async fn change(
     kind: ReservationType,
     list: ReserveOutParameters,
 ) -> Result<(), Error> {
-    let cdb = Cdb::persistent_reserve_out(action, kind);
-    let data = Data::Out(list.to_bytes().to_vec().into());
-    let command = Command {
-        lun: unit.lun,
-        cdb,
-        data,
-    };
+    let command = Command::reserve_out(unit.lun, action, kind, list);
     perform(&mut unit.carrier, "PERSISTENT RESERVE OUT", command)
         .await
         .map(drop)

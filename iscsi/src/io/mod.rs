@@ -53,6 +53,7 @@ mod transmitter;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::scsi::reservation::{ReservationType, ReserveOut, ReserveOutParameters};
 use crate::scsi::{Cdb, LunAddress, Sense, Status};
 
 pub use discover::{discover, discover_over};
@@ -107,6 +108,22 @@ pub struct Command {
     pub cdb: Cdb,
     /// The data buffer; owned by the driver until the completion gives it back.
     pub data: Data,
+}
+
+impl Command {
+    /// PERSISTENT RESERVE OUT; `kind` is ignored by actions that make no reservation.
+    pub(crate) fn reserve_out(
+        lun: LunAddress,
+        action: ReserveOut,
+        kind: ReservationType,
+        list: ReserveOutParameters,
+    ) -> Self {
+        Self {
+            lun,
+            cdb: Cdb::persistent_reserve_out(action, kind),
+            data: Data::Out(list.to_bytes().to_vec().into()),
+        }
+    }
 }
 
 /// The target's answer to one command.

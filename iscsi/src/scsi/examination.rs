@@ -289,7 +289,7 @@ fn says_no_such_lun(sense: &Sense) -> bool {
 }
 
 /// As many as `client::Patience` lets pass: one nexus has a few conditions queued at most.
-const REPEATS_MAX: u32 = 10;
+pub(crate) const REPEATS_MAX: u32 = 10;
 
 #[cfg(test)]
 mod tests {

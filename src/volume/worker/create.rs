@@ -299,6 +299,20 @@ impl Worker {
         Ok(())
     }
 
+    /// The volume as Cinder has it, after all that was begun with it has ended.
+    pub(super) async fn find_settled(&mut self) -> Result<Volume, Error> {
+        self.take_over_now().await?;
+        self.settle_pending().await?;
+        let asked = match &self.record {
+            Some(record) => record.volume_id.clone(),
+            None => self.name.clone(),
+        };
+        let found = self.find(&asked).await?;
+        found.ok_or_else(|| Error::NoSuchVolume {
+            name: self.name.clone(),
+        })
+    }
+
     pub(super) async fn find(&self, asked: &str) -> Result<Option<Volume>, Error> {
         self.cx.find_volume(asked, asked).await
     }

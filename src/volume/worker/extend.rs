@@ -23,16 +23,7 @@ const GIB: u64 = 1 << 30;
 
 impl Worker {
     pub(super) async fn extend(&mut self, to: SizeGib) -> Result<View, Error> {
-        self.take_over_now().await?;
-        self.settle_pending().await?;
-        let asked = match &self.record {
-            Some(record) => record.volume_id.clone(),
-            None => self.name.clone(),
-        };
-        let found = self.find(&asked).await?;
-        let volume = found.ok_or_else(|| Error::NoSuchVolume {
-            name: self.name.clone(),
-        })?;
+        let volume = self.find_settled().await?;
         if to.get() < volume.size {
             return Err(Error::Invalid {
                 what: format!(

@@ -24,16 +24,7 @@ use crate::volume::request::{Consistency, SnapshotRequest, Taken};
 
 impl Worker {
     pub(super) async fn snapshot(&mut self, request: SnapshotRequest) -> Result<Taken, Error> {
-        self.take_over_now().await?;
-        self.settle_pending().await?;
-        let asked = match &self.record {
-            Some(record) => record.volume_id.clone(),
-            None => self.name.clone(),
-        };
-        let found = self.find(&asked).await?;
-        let volume = found.ok_or_else(|| Error::NoSuchVolume {
-            name: self.name.clone(),
-        })?;
+        let volume = self.find_settled().await?;
         let new = NewSnapshot {
             volume_id: volume.id,
             name: request.name,

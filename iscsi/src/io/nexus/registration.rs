@@ -16,13 +16,12 @@ use super::NexusError;
 use super::attempt::{POLL_INTERVAL, ask};
 use crate::io::network::Stream;
 use crate::io::{Command, Completion, Data, Driver};
+use crate::scsi::examination::REPEATS_MAX;
 use crate::scsi::reservation::{
     Reservation, ReservationKey, ReservationType, ReserveIn, ReserveOut, ReserveOutParameters,
 };
 use crate::scsi::{Cdb, LunAddress, Verdict};
 
-/// As in an examination: one nexus has a few conditions queued at most.
-const REPEATS_MAX: u32 = 10;
 /// A header and one reservation.
 const RESERVATION_BYTES: u16 = 24;
 
@@ -44,15 +43,13 @@ pub(super) async fn renew<S: Stream>(
     });
     let seen = seen.await?;
     let seen = Reservation::parse(seen.data.filled(seen.transferred));
-    let is_anothers = |holder: ReservationKey| holder != key && holder != ReservationKey(0);
-    match seen {
-        Ok(Reservation {
-            holder: Some((holder, _)),
-            ..
-        }) if is_anothers(holder) => {}
-        Ok(_) => return Ok(()),
-        // Who holds it is not known: as if it were another.
-        Err(_) => {}
+    // Who holds it is not known: as if it were another.
+    let is_ours = seen.is_ok_and(|seen| {
+        let holder = seen.holder.map(|(holder, _)| holder);
+        holder.is_none_or(|holder| holder == key || holder == ReservationKey(0))
+    });
+    if is_ours {
+        return Ok(());
     }
     let list = ReserveOutParameters {
         key,
@@ -63,12 +60,7 @@ pub(super) async fn renew<S: Stream>(
 }
 
 fn change(lun: LunAddress, action: ReserveOut, list: ReserveOutParameters) -> Command {
-    Command {
-        lun,
-        // TYPE is ignored by a registration.
-        cdb: Cdb::persistent_reserve_out(action, ReservationType(0)),
-        data: Data::Out(list.to_bytes().to_vec().into()),
-    }
+    Command::reserve_out(lun, action, ReservationType(0), list)
 }
 
 /// Until it is done, or refused.

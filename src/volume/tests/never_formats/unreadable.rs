@@ -63,13 +63,18 @@ impl Read for Medium {
     }
 }
 
+/// What is read for signatures is sought from the start alone.
+fn from_start(to: SeekFrom) -> io::Result<u64> {
+    match to {
+        SeekFrom::Start(at) => Ok(at),
+        SeekFrom::Current(_) | SeekFrom::End(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 impl Seek for Medium {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let SeekFrom::Start(at) = to else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        self.at = at;
-        Ok(at)
+        self.at = from_start(to)?;
+        Ok(self.at)
     }
 }
 
@@ -112,11 +117,8 @@ impl Read for Holed {
 
 impl Seek for Holed {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let SeekFrom::Start(at) = to else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        self.at = at;
-        Ok(at)
+        self.at = from_start(to)?;
+        Ok(self.at)
     }
 }
 

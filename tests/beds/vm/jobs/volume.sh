@@ -8,6 +8,13 @@ trap 'eval "$ends"' EXIT
 # the value of a field in a line of JSON
 field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
 
+# writes_to VOLUME CONTAINER: a container that writes numbered records, each synced, until there is a file named stop
+writes_to() {
+  docker run -d --name "$2" -v "$1:/data" bed sh -c \
+    'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
+    fail "a container that writes to $1"
+}
+
 # --- the cloud
 if [ -e cloud.env ]; then
   # whatever the guest calls its loopback is the host's: the catalog and the portals say 127.0.0.1
@@ -92,9 +99,7 @@ ok "after the container the volume is available again"
 docker run --rm -v v1:/data bed sh -c 'sha256sum </data/file' >/tmp/read 2>"$OUT/run2.err" || fail "second container: $(cat "$OUT/run2.err")"
 cmp /tmp/written /tmp/read || fail "the second container reads something else"
 ok "a second container reads the same"
-docker run -d --name writer -v v1:/data bed sh -c \
-  'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
-  fail "a container that writes"
+writes_to v1 writer
 written() { docker exec writer sh -c 'while read -r line; do last=$line; done </data/records; echo $last'; }
 grows() { [ "$(written)" -gt "$before" ]; }
 before=0
@@ -124,9 +129,7 @@ ok "an unknown option is refused: $(cat /tmp/refused)"
 
 # --- growth and snapshots of what a container uses
 docker volume create -d cinder -o size=1 -o fstype=ext4 g1 >/dev/null || fail "docker volume create g1"
-docker run -d --name grower -v g1:/data bed sh -c \
-  'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
-  fail "a container that writes to g1"
+writes_to g1 grower
 room() { docker exec grower df -m /data | sed -n '$s/^ *[^ ]* *\([0-9]*\).*/\1/p'; }
 cli volume extend g1 2 || fail "volume extend of what is used: $(cli list)"
 [ "$(room)" -gt 1800 ] || fail "the container does not see the room: $(docker exec grower df -m /data)"
