@@ -3,6 +3,7 @@
 //! Debian's qemu-system-x86 cannot stand beside a newer qemu-utils, and what somebody else has put on this machine stays:
 //! so the package is not installed, and where there is none it is fetched with what it needs and only unpacked.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -109,13 +110,20 @@ async fn unpack(root: &Path) -> Result<()> {
 }
 
 /// `NAME=VERSION` of all that this machine lacks for it.
+///
+/// apt plans for an empty machine: with what is installed here, as a newer qemu-utils, it may see no way.
 async fn wanted() -> Result<Vec<String>> {
-    let simulated = Run::new("apt-get", LIMIT)
-        .args(["install", "-s", "-y", "--no-install-recommends", PACKAGE])
+    let planned = Run::new("apt-get", LIMIT)
+        .args(["install", "-s", "-y", "--no-install-recommends"])
+        .args(["-o", "Dir::State::status=/dev/null", PACKAGE])
         .env("LC_ALL", "C")
         .output(|_| {})
         .await?;
-    let packages: Vec<String> = simulated.lines().filter_map(planned).collect();
+    let present = Run::new("dpkg-query", LIMIT)
+        .args(["-W", "-f", "${db:Status-Status} ${Package}\\n"])
+        .output(|_| {})
+        .await?;
+    let packages = lacking(&planned, &present);
     ensure!(
         !packages.is_empty(),
         "apt-get does not say how it would install {PACKAGE}"
@@ -123,11 +131,26 @@ async fn wanted() -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// `Inst seabios [1.1] (1.16.2-1 Debian:12.15/oldstable [all])`.
-fn planned(line: &str) -> Option<String> {
+/// What is planned and not present; the emulator's own parts in any case, as they must be of one version.
+fn lacking(planned: &str, present: &str) -> Vec<String> {
+    let present: HashSet<&str> = present
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .collect();
+    let needed =
+        |name: &str| name.starts_with("qemu-") || name == "seabios" || !present.contains(name);
+    let parts = planned.lines().filter_map(part);
+    let lacking = parts.filter(|(name, _)| needed(name));
+    lacking
+        .map(|(name, version)| format!("{name}={version}"))
+        .collect()
+}
+
+/// Name and version of `Inst seabios [1.1] (1.16.2-1 Debian:12.15/oldstable [all])`.
+fn part(line: &str) -> Option<(&str, &str)> {
     let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
     let version = rest.split_once('(')?.1.split(' ').next()?;
-    Some(format!("{name}={version}"))
+    Some((name, version))
 }
 
 async fn fetch(dir: &Path, packages: &[String], stage: &Stage) -> Result<()> {
@@ -148,16 +171,27 @@ mod tests {
     #[test]
     fn what_apt_plans_is_read() {
         assert_eq!(
-            planned("Inst libfdt1 (1.6.1-4+b1 Debian:12.15/oldstable [amd64])").as_deref(),
-            Some("libfdt1=1.6.1-4+b1")
+            part("Inst libfdt1 (1.6.1-4+b1 Debian:12.15/oldstable [amd64])"),
+            Some(("libfdt1", "1.6.1-4+b1"))
         );
         assert_eq!(
-            planned("Inst seabios [1.1] (1.16.2-1 Debian:12.15/oldstable [all])").as_deref(),
-            Some("seabios=1.16.2-1")
+            part("Inst seabios [1.1] (1.16.2-1 Debian:12.15/oldstable [all])"),
+            Some(("seabios", "1.16.2-1"))
         );
         assert_eq!(
-            planned("Remv qemu-utils [1:10.0.2+ds-2+deb13u1~bpo12+1]"),
+            part("Remv qemu-utils [1:10.0.2+ds-2+deb13u1~bpo12+1]"),
             None
+        );
+    }
+
+    #[test]
+    fn what_is_present_is_not_fetched_but_for_the_emulators_own_parts() {
+        let planned = "Inst libc6 (2.36 Debian [amd64])\nInst libfdt1 (1.6 Debian [amd64])\n\
+                       Inst qemu-system-common (1:7.2 Debian [amd64])\nConf libc6 (2.36 Debian [amd64])\n";
+        let present = "installed libc6\ninstalled qemu-system-common\nconfig-files libfdt1\ninstalled zlib1g\n";
+        assert_eq!(
+            lacking(planned, present),
+            ["libfdt1=1.6", "qemu-system-common=1:7.2"]
         );
     }
 }
