@@ -685,8 +685,8 @@ async fn the_way_to_a_volume_is_told_again() {
     })
     .await;
     let info = server.cinder().await.connection_of("a-1").await.unwrap();
-    assert_eq!(info.target_portal.to_string(), "192.0.2.1:3260");
-    assert_eq!(info.target_lun, 1);
+    assert_eq!(info.first_path.portal.to_string(), "192.0.2.1:3260");
+    assert_eq!(info.first_path.lun, 1.into());
     assert_eq!(info.chap.unwrap().secret.expose(), "hunter2hunter2");
 }
 

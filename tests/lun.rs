@@ -215,7 +215,10 @@ async fn a_lun_that_is_not_there_is_named_and_no_session_stays() {
     );
     // LUN 0 of tgt is its controller.
     let error = Lun::open(&spec(&tgtd.portal(), 0)).await.unwrap_err();
-    assert!(matches!(error, Error::Unusable { lun: 0, .. }), "{error:?}");
+    let Error::Unusable { lun, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(lun.number(), Some(0));
     tgtd.wait_sessions(0);
 }
 

@@ -29,7 +29,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         return Err("usage: read_capacity HOST[:PORT] TARGET LUN".into());
     };
     let name = "iqn.2026-11.org.cinder-nbd:example".parse()?;
-    let disk = Disk::builder(name, portal.parse()?, target.parse()?, lun.parse()?)
+    let disk = Disk::builder(name, portal.parse()?, target.parse()?, lun.parse::<u16>()?)
         .open()
         .await?;
     let info = disk.info();

@@ -7,14 +7,14 @@
 //!    data lost.
 //! 2. No error repeats a value of it but the transport's name: the CHAP secret is among them.
 //!
-//! Several portals (`target_portals`, `target_iqns`, `target_luns`) are paths to one logical unit; a further one that
-//! cannot be read is left out with a warning, as the volume can be used without it. `addressing_mode` is not read.
+//! Block sizes, `discard` and `cacheable` are not read: the LUN itself tells them, and surely.
 
 use iscsi::io::Path;
-use iscsi::proto::{ChapCredentials, IscsiName, Portal, Secret};
-use iscsi::scsi::LunAddress;
+use iscsi::proto::{ChapCredentials, Secret};
 use serde::Deserialize;
 use serde_json::Value;
+
+mod paths;
 
 use super::error::Error;
 use super::qos;
@@ -23,16 +23,14 @@ use crate::block::Rates;
 /// The iSCSI part of a `connection_info`; other transports are refused by name.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
-    /// First portal `host:port`.
-    pub target_portal: Portal,
-    /// Target name.
-    pub target_iqn: IscsiName,
-    /// LUN.
-    pub target_lun: u16,
+    /// Portal, target name and LUN.
+    pub first_path: Path,
     /// Further ways to the same logical unit.
     pub more_paths: Vec<Path>,
     /// CHAP, if asked.
     pub chap: Option<ChapCredentials>,
+    /// What the driver gives for `SendTargets`: its target shows further portals to whoever asks with it.
+    pub discovery_chap: Option<ChapCredentials>,
     /// `access_mode` is ro.
     pub read_only: bool,
     /// What the front end must keep to.
@@ -43,18 +41,14 @@ pub struct ConnectionInfo {
 #[derive(Deserialize)]
 struct Wire {
     driver_volume_type: Option<String>,
-    target_portal: Option<String>,
-    target_iqn: Option<String>,
-    target_lun: Option<Value>,
-    #[serde(default)]
-    target_portals: Vec<String>,
-    #[serde(default)]
-    target_iqns: Vec<String>,
-    #[serde(default)]
-    target_luns: Vec<Value>,
+    #[serde(flatten)]
+    paths: paths::Wire,
     auth_method: Option<String>,
     auth_username: Option<String>,
     auth_password: Option<String>,
+    discovery_auth_method: Option<String>,
+    discovery_auth_username: Option<String>,
+    discovery_auth_password: Option<String>,
     access_mode: Option<String>,
     #[serde(default)]
     encrypted: Option<bool>,
@@ -73,7 +67,6 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
     let wire = Wire::deserialize(info).map_err(|_| {
         Error::ConnectionInfo("a field is of another type than iSCSI drivers send".to_owned())
     })?;
-    let listed = listed_paths(&wire);
     let transport = wire
         .driver_volume_type
         .ok_or_else(|| missing("driver_volume_type"))?;
@@ -91,86 +84,25 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
             volume: wire.volume_id.unwrap_or_default(),
         });
     }
-    let portal = wire
-        .target_portal
-        .or_else(|| wire.target_portals.first().cloned());
-    let iqn = wire
-        .target_iqn
-        .or_else(|| wire.target_iqns.first().cloned());
-    let lun = wire
-        .target_lun
-        .as_ref()
-        .or_else(|| wire.target_luns.first());
     let mode = |key: &str| attachment.get(key).and_then(Value::as_str);
-    let portal = portal.ok_or_else(|| missing("target_portal"))?;
-    let target_portal = read_portal(&portal)
-        .ok_or_else(|| Error::ConnectionInfo("target_portal is not host:port".to_owned()))?;
-    let target_iqn: IscsiName = iqn
-        .ok_or_else(|| missing("target_iqn"))?
-        .parse()
-        .map_err(|_| Error::ConnectionInfo("target_iqn is not an iSCSI name".to_owned()))?;
-    let target_lun = number(lun.ok_or_else(|| missing("target_lun"))?)
-        .ok_or_else(|| Error::ConnectionInfo("target_lun is not a number of 16 bits".to_owned()))?;
-    let first = Path {
-        portal: target_portal.clone(),
-        target_name: target_iqn.clone(),
-        lun: LunAddress::from_number(target_lun),
-    };
+    let (first_path, more_paths) = wire.paths.read()?;
     Ok(ConnectionInfo {
-        more_paths: listed.into_iter().filter(|path| *path != first).collect(),
-        target_portal,
-        target_iqn,
-        target_lun,
+        first_path,
+        more_paths,
         chap: chap(
             wire.auth_method.as_deref(),
             wire.auth_username,
             wire.auth_password,
         )?,
+        discovery_chap: discovery_chap(
+            wire.discovery_auth_method.as_deref(),
+            wire.discovery_auth_username,
+            wire.discovery_auth_password,
+        ),
         rates: qos::parse(wire.qos_specs.as_ref())?,
         // Cinder answers `access_mode: rw` for an attachment of mode `ro`: either counts.
         read_only: wire.access_mode.as_deref() == Some("ro") || mode("attach_mode") == Some("ro"),
     })
-}
-
-/// Some drivers write the portal group's tag behind the port.
-fn read_portal(text: &str) -> Option<Portal> {
-    Some(Portal::from_target_address(text).ok()?.0)
-}
-
-/// The parallel lists; where a name or a number is missing, that of the first path holds.
-fn listed_paths(wire: &Wire) -> Vec<Path> {
-    let paths = wire.target_portals.iter().enumerate().map(|(at, portal)| {
-        let name = wire.target_iqns.get(at).or(wire.target_iqn.as_ref());
-        let lun = wire.target_luns.get(at).or(wire.target_lun.as_ref());
-        let path = Path {
-            portal: read_portal(portal)?,
-            target_name: name?.parse().ok()?,
-            lun: LunAddress::from_number(number(lun?)?),
-        };
-        Some(path)
-    });
-    let mut read: Vec<Path> = Vec::new();
-    for (at, path) in paths.enumerate().take(PATHS_MAX) {
-        match path {
-            Some(path) if !read.contains(&path) => read.push(path),
-            Some(_) => {}
-            None => tracing::warn!(
-                at,
-                "a path in the volume's connection_info cannot be read and is left out"
-            ),
-        }
-    }
-    read
-}
-
-/// Arrays have four to sixteen portals; each is one more to try when the volume is away.
-const PATHS_MAX: usize = 16;
-
-fn number(value: &Value) -> Option<u16> {
-    let number = value
-        .as_u64()
-        .or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()))?;
-    u16::try_from(number).ok()
 }
 
 fn chap(
@@ -199,8 +131,21 @@ fn chap(
     }
 }
 
+/// Without it the volume can be used: what is wrong with it is a warning.
+fn discovery_chap(
+    method: Option<&str>,
+    name: Option<String>,
+    secret: Option<String>,
+) -> Option<ChapCredentials> {
+    chap(method, name, secret).unwrap_or_else(|_| {
+        tracing::warn!("the credentials for discovery cannot be read and are left out");
+        None
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use iscsi::scsi::LunAddress;
     use serde_json::json;
 
     use super::*;
@@ -231,10 +176,13 @@ mod tests {
     fn a_recorded_answer_is_read() {
         let info = parse(&recorded()).unwrap();
         assert_eq!(
-            (info.target_portal.host.as_str(), info.target_portal.port),
+            (
+                info.first_path.portal.host.as_str(),
+                info.first_path.portal.port
+            ),
             ("127.0.0.1", 3261)
         );
-        assert_eq!(info.target_lun, 1);
+        assert_eq!(info.first_path.lun, LunAddress::from_number(1));
         assert!(!info.read_only);
         let chap = info.chap.clone().unwrap();
         assert_eq!(
@@ -246,7 +194,10 @@ mod tests {
 
     #[test]
     fn drivers_ways_of_writing_are_understood() {
-        assert_eq!(with(&json!({"target_lun": "7"})).unwrap().target_lun, 7);
+        assert_eq!(
+            with(&json!({"target_lun": "7"})).unwrap().first_path.lun,
+            LunAddress::from_number(7)
+        );
         assert!(with(&json!({"auth_method": null})).unwrap().chap.is_none());
         assert!(
             with(&json!({"auth_method": "ABSENT"}))
@@ -258,13 +209,14 @@ mod tests {
         assert_eq!(
             with(&json!({"target_portal": "10.0.0.5:3260,1"}))
                 .unwrap()
-                .target_portal
+                .first_path
+                .portal
                 .port,
             3260
         );
         let lists = json!({"target_portal": "ABSENT", "target_portals": ["[fd00::1]:3260", "10.0.0.6:3260"],
             "logical_block_size": "512"});
-        assert_eq!(with(&lists).unwrap().target_portal.host, "fd00::1");
+        assert_eq!(with(&lists).unwrap().first_path.portal.host, "fd00::1");
         let mut attachment = recorded();
         attachment["attach_mode"] = "ro".into();
         assert!(parse(&attachment).unwrap().read_only);
@@ -275,8 +227,8 @@ mod tests {
         let first = recorded()["connection_info"]["target_iqn"].clone();
         let info = with(&json!({
             "target_portals": ["127.0.0.1:3261", "10.0.0.6:3260,2", "no portal at all:x", "[fd00::1]:3260"],
-            "target_iqns": [first, "iqn.2010-10.org.openstack:b", "iqn.2010-10.org.openstack:c"],
-            "target_luns": [1, "2"],
+            "target_iqns": [&first, "iqn.2010-10.org.openstack:b", "iqn.2010-10.org.openstack:c", &first],
+            "target_luns": [1, "2", 3, 1],
         }))
         .unwrap();
         let read: Vec<_> = info
@@ -300,12 +252,69 @@ mod tests {
                 ),
                 (
                     "[fd00::1]:3260".to_owned(),
-                    info.target_iqn.to_string(),
+                    info.first_path.target_name.to_string(),
                     LunAddress::from_number(1)
                 ),
             ]
         );
         assert!(parse(&recorded()).unwrap().more_paths.is_empty());
+    }
+
+    #[test]
+    fn what_has_no_list_is_that_of_the_first_path() {
+        let portals =
+            json!({"target_portals": ["127.0.0.1:3261", "10.0.0.6:3260"], "target_luns": null});
+        let info = with(&portals).unwrap();
+        let [second] = &info.more_paths[..] else {
+            panic!("{:?}", info.more_paths);
+        };
+        assert_eq!(second.portal.to_string(), "10.0.0.6:3260");
+        assert_eq!(second.target_name, info.first_path.target_name);
+        assert_eq!(second.lun, info.first_path.lun);
+    }
+
+    #[test]
+    fn a_lun_goes_out_as_the_driver_means_it() {
+        // the two bytes on the wire, as os-brick's numbers come out of Linux
+        for (mode, lun, bytes) in [
+            (json!(null), 5, [0x00, 0x05]),
+            (json!(null), 300, [0x01, 0x2C]),
+            (json!("SAM"), 300, [0x01, 0x2C]),
+            (json!("transparent"), 16_640, [0x41, 0x00]),
+            (json!("SAM2"), 5, [0x00, 0x05]),
+            (json!("SAM2"), 256, [0x41, 0x00]),
+            (json!("SAM2"), 300, [0x41, 0x2C]),
+            (json!("SAM3-flat"), 5, [0x40, 0x05]),
+            (json!("SAM3-flat"), 300, [0x41, 0x2C]),
+        ] {
+            let portals = ["127.0.0.1:3261", "10.0.0.6:3260"];
+            let changes =
+                json!({"addressing_mode": mode, "target_lun": lun, "target_portals": portals});
+            let info = with(&changes).unwrap();
+            let wire = info.first_path.lun.to_bytes();
+            assert_eq!(
+                (&wire[..2], &wire[2..]),
+                (&bytes[..], &[0; 6][..]),
+                "{mode} {lun}"
+            );
+            assert_eq!(info.more_paths[0].lun, info.first_path.lun);
+        }
+    }
+
+    #[test]
+    fn credentials_for_discovery_are_kept_apart_and_never_printed() {
+        let given = json!({"discovery_auth_method": "CHAP", "discovery_auth_username": "finder",
+            "discovery_auth_password": "look-around-12"});
+        let info = with(&given).unwrap();
+        let discovery = info.discovery_chap.clone().unwrap();
+        assert_eq!(
+            (discovery.name.as_str(), discovery.secret.expose()),
+            ("finder", "look-around-12")
+        );
+        assert_eq!(info.chap.clone().unwrap().name, "VTpi3BfTezTw8B2KE3Q9");
+        assert!(!format!("{info:?}").contains("look-around-12"));
+        let half = json!({"discovery_auth_method": "CHAP", "discovery_auth_username": "finder"});
+        assert!(with(&half).unwrap().discovery_chap.is_none());
     }
 
     #[test]
@@ -344,6 +353,15 @@ mod tests {
             (json!({"auth_password": ""}), "auth_password"),
             (json!({"auth_method": "KRB5"}), "auth_method"),
             (json!({"target_portals": "x"}), "another type"),
+            (json!({"addressing_mode": "SAM4"}), "addressing_mode"),
+            (
+                json!({"addressing_mode": "SAM2", "target_lun": 16384}),
+                "beyond 16383",
+            ),
+            (
+                json!({"target_portals": ["10.0.0.5:1", "10.0.0.6:1"], "target_luns": [1]}),
+                "target_portals has 2, target_iqns 0, target_luns 1",
+            ),
         ] {
             let text = with(&changes).unwrap_err().to_string();
             assert!(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use iscsi::client;
 use iscsi::io::NexusError;
 use iscsi::proto::LoginError;
+use iscsi::scsi::LunAddress;
 use iscsi::scsi::examination::Failure;
 
 /// Why a LUN could not be opened; one line, with the remedy.
@@ -22,16 +23,16 @@ pub enum Error {
         "target {target} has no LUN {lun} for this initiator; give the number under which the volume is mapped"
     )]
     NoSuchLun {
-        /// The number that was asked for.
-        lun: u16,
+        /// What was asked for.
+        lun: LunAddress,
         /// The target's name.
         target: String,
     },
     /// The LUN did not pass its examination.
     #[error("LUN {lun} of {target} cannot be used")]
     Unusable {
-        /// The number that was asked for.
-        lun: u16,
+        /// What was asked for.
+        lun: LunAddress,
         /// The target's name.
         target: String,
         /// What was met.
@@ -40,7 +41,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn of_nexus(error: NexusError, lun: u16, target: String) -> Self {
+    pub(super) fn of_nexus(error: NexusError, lun: LunAddress, target: String) -> Self {
         if let NexusError::Login(error) = error {
             return Self::Login(error);
         }
@@ -59,7 +60,7 @@ impl Error {
         }
     }
 
-    pub(super) fn of_probe(error: client::Error, lun: u16, target: String) -> Self {
+    pub(super) fn of_probe(error: client::Error, lun: LunAddress, target: String) -> Self {
         if matches!(error, client::Error::NoSuchLun { .. }) {
             return Self::NoSuchLun { lun, target };
         }
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn a_missing_lun_is_named_with_its_target() {
         let target = "iqn.2010-10.org.openstack:volume-1".to_owned();
-        let error = Error::of_probe(client::Error::NoSuchLun { lun: 9 }, 9, target);
+        let error = Error::of_probe(client::Error::NoSuchLun { lun: 9.into() }, 9.into(), target);
         assert_eq!(
             error.to_string(),
             "target iqn.2010-10.org.openstack:volume-1 has no LUN 9 for this initiator; \
@@ -91,7 +92,7 @@ mod tests {
     #[test]
     fn what_the_probe_met_is_the_source() {
         let met = client::Error::Misuse("met");
-        let error = Error::of_probe(met, 1, "iqn.2026-11.test:t".to_owned());
+        let error = Error::of_probe(met, 1.into(), "iqn.2026-11.test:t".to_owned());
         assert_eq!(
             error.to_string(),
             "LUN 1 of iqn.2026-11.test:t cannot be used"

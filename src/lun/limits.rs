@@ -67,7 +67,7 @@ impl Limits {
         let write_cache = info.mode.and_then(|mode| mode.write_cache);
         let fua_bit = info.mode.is_some_and(|mode| mode.fua_supported);
         Self {
-            lun: LunAddress::from_number(info.lun),
+            lun: info.lun,
             block_length,
             end: info.capacity.end,
             transfer_max,
@@ -153,7 +153,7 @@ pub(super) mod tests {
     /// A plain unit of 1 MiB that tells nothing but its size.
     pub(in crate::lun) fn info() -> LunInfo {
         LunInfo {
-            lun: 1,
+            lun: 1.into(),
             inquiry: Inquiry {
                 qualifier: PeripheralQualifier::Connected,
                 device_type: DeviceType::DISK,

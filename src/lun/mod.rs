@@ -44,8 +44,8 @@ use throttle::Throttle;
 pub struct LunSpec {
     /// Session parameters (portal, names, CHAP, ISID): the first path.
     pub session: SessionParams,
-    /// The logical unit number at that target, 0..16384.
-    pub lun: u16,
+    /// The logical unit at that target.
+    pub lun: LunAddress,
     /// Further paths to the same unit.
     pub more_paths: Vec<Path>,
     /// What to do when the session is lost.
@@ -66,10 +66,10 @@ pub struct LunSpec {
 
 impl LunSpec {
     /// One path, the default patience, writable.
-    pub fn new(session: SessionParams, lun: u16) -> Self {
+    pub fn new(session: SessionParams, lun: impl Into<LunAddress>) -> Self {
         Self {
             session,
-            lun,
+            lun: lun.into(),
             more_paths: Vec::new(),
             recovery: RecoveryPolicy::default(),
             read_only: false,
@@ -81,9 +81,8 @@ impl LunSpec {
     }
 
     fn nexus(&self) -> Result<NexusParams, Error> {
-        let lun = LunAddress::from_number(self.lun);
         let mut params =
-            NexusParams::new(self.session.clone(), lun).map_err(|_| Error::NoTargetName)?;
+            NexusParams::new(self.session.clone(), self.lun).map_err(|_| Error::NoTargetName)?;
         params.paths.extend_from_slice(&self.more_paths);
         params.policy = self.recovery;
         params.resume.clone_from(&self.resume);

@@ -29,7 +29,7 @@ use crate::cinder::ConnectionInfo;
 pub(crate) struct Address {
     pub(crate) portal: Portal,
     pub(crate) target: IscsiName,
-    pub(crate) lun: u16,
+    pub(crate) lun: LunAddress,
     pub(crate) more_paths: Vec<iscsi::io::Path>,
     pub(crate) chap: Option<ChapCredentials>,
     pub(crate) read_only: bool,
@@ -40,9 +40,9 @@ impl Address {
     /// As Cinder told it.
     pub(crate) fn of_cinder(info: ConnectionInfo, read_only: bool) -> Self {
         Self {
-            portal: info.target_portal,
-            target: info.target_iqn,
-            lun: info.target_lun,
+            portal: info.first_path.portal,
+            target: info.first_path.target_name,
+            lun: info.first_path.lun,
             more_paths: info.more_paths,
             chap: info.chap,
             read_only: read_only || info.read_only,
@@ -58,7 +58,9 @@ pub(crate) struct Addresses {
 }
 
 /// The layout of the file; another one is not read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The one before: `lun` was the number.
+const VERSION_OF_NUMBERS: u32 = 1;
 
 /// A file. No `Debug`: it has a secret.
 #[derive(Serialize, Deserialize)]
@@ -66,7 +68,7 @@ struct Saved {
     version: u32,
     portal: String,
     target: String,
-    lun: u16,
+    lun: u64,
     more_paths: Vec<SavedPath>,
     chap_name: Option<String>,
     chap_secret: Option<String>,
@@ -151,7 +153,7 @@ impl Saved {
             version: VERSION,
             portal: address.portal.to_string(),
             target: address.target.to_string(),
-            lun: address.lun,
+            lun: address.lun.0,
             more_paths: more_paths.collect(),
             chap_name: chap.map(|chap| chap.name.clone()),
             chap_secret: chap.map(|chap| chap.secret.expose().to_owned()),
@@ -161,9 +163,11 @@ impl Saved {
     }
 
     fn into_address(self) -> Option<Address> {
-        if self.version != VERSION {
-            return None;
-        }
+        let lun = match self.version {
+            VERSION => LunAddress(self.lun),
+            VERSION_OF_NUMBERS => LunAddress::from_number(u16::try_from(self.lun).ok()?),
+            _ => return None,
+        };
         let mut more_paths = Vec::new();
         for path in self.more_paths {
             more_paths.push(iscsi::io::Path {
@@ -183,7 +187,7 @@ impl Saved {
         Some(Address {
             portal: self.portal.parse().ok()?,
             target: self.target.parse().ok()?,
-            lun: self.lun,
+            lun,
             more_paths,
             chap,
             read_only: self.read_only,
@@ -203,7 +207,7 @@ mod tests {
         Address {
             portal: "[2001:db8::1]:3261".parse().unwrap(),
             target: "iqn.2026-11.example:a".parse().unwrap(),
-            lun: 300,
+            lun: LunAddress::raw(300),
             more_paths: vec![iscsi::io::Path {
                 portal: "192.0.2.1:3260".parse().unwrap(),
                 target_name: "iqn.2026-11.example:b".parse().unwrap(),
@@ -233,7 +237,7 @@ mod tests {
         addresses.save(id, &address()).await.unwrap();
         let back = addresses.load(id).await.unwrap();
         assert_eq!(back.portal, address().portal);
-        assert_eq!((back.target, back.lun), (address().target, 300));
+        assert_eq!((back.target, back.lun), (address().target, address().lun));
         assert_eq!(back.more_paths, address().more_paths);
         let chap = back.chap.unwrap();
         assert_eq!(
@@ -258,7 +262,7 @@ mod tests {
         addresses.save(id, &address()).await.unwrap();
         let good = std::fs::read_to_string(addresses.file(id)).unwrap();
         for (from, to) in [
-            ("\"version\":1", "\"version\":2"),
+            ("\"version\":2", "\"version\":3"),
             ("iqn.2026-11.example:a", "no name"),
             ("192.0.2.1:3260", "192.0.2.1:port"),
             ("\"chap_name\":\"me\"", "\"chap_name\":null"),
@@ -269,5 +273,21 @@ mod tests {
             std::fs::write(addresses.file(id), text).unwrap();
             assert!(addresses.load(id).await.is_none(), "{from}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_of_the_release_before_has_the_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let addresses = Addresses::open(directory.path()).unwrap();
+        let id = Uuid::new_v4();
+        addresses.save(id, &address()).await.unwrap();
+        let now = std::fs::read_to_string(addresses.file(id)).unwrap();
+        let raw = format!("\"lun\":{}", address().lun.0);
+        let before =
+            now.replacen("\"version\":2", "\"version\":1", 1)
+                .replacen(&raw, "\"lun\":300", 1);
+        std::fs::write(addresses.file(id), before).unwrap();
+        let back = addresses.load(id).await.unwrap();
+        assert_eq!(back.lun, LunAddress::from_number(300));
     }
 }

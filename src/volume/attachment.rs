@@ -31,6 +31,7 @@ use super::journal::{Entry, Phase};
 use super::lanes::{LANES_MAX, lanes_of, spec_of};
 use super::outside::Served;
 use super::platform::Release;
+use super::portals;
 use super::request::StaticTarget;
 use super::standing::{Standing, Unit};
 use super::takeover::{self, Room};
@@ -123,7 +124,7 @@ pub(crate) async fn attach_static(cx: &Context, target: StaticTarget) -> Result<
     let address = Address {
         portal,
         target,
-        lun,
+        lun: lun.into(),
         more_paths: Vec::new(),
         chap,
         read_only,
@@ -271,7 +272,14 @@ async fn export_to_us(cx: &Context, entry: &mut Entry, read_only: bool) -> Resul
             cause,
         )
     })?;
-    Ok(Address::of_cinder(info, read_only))
+    let discovery = info.discovery_chap.clone();
+    let mut address = Address::of_cinder(info, read_only);
+    if let Some(chap) = discovery
+        && address.more_paths.is_empty()
+    {
+        address.more_paths = portals::further(cx, entry, &address, chap).await;
+    }
+    Ok(address)
 }
 
 /// Logs in and makes the device; on failure undoes what stood before.

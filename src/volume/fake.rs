@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::ReplacementTimeout;
+use iscsi::proto::{ChapCredentials, DigestPolicy, IscsiName, Portal, Secret};
 use iscsi::scsi::{BlockLength, ByteCount, Identity};
 use uuid::Uuid;
 
@@ -73,6 +73,10 @@ struct Inner {
     /// LUNs that take writes of this host alone.
     fences: BTreeMap<String, &'static str>,
     no_reservations: bool,
+    /// What Cinder gives for discovery, what the target then shows, and where lanes could go beside the first portal.
+    discovery: Option<ChapCredentials>,
+    portals: Vec<(IscsiName, Portal)>,
+    more_portals: Vec<Portal>,
     /// Filesystems made on each LUN.
     formatted: BTreeMap<String, u32>,
     /// GiB that a volume's LUN and its filesystem have.
@@ -371,6 +375,25 @@ impl World {
         volume.expect("a volume of the test").size = gib;
     }
 
+    /// Cinder gives credentials for discovery, and each target then shows these.
+    pub(crate) fn show_portals(&self, target: &str, portals: &[&str]) {
+        let mut inner = self.inner();
+        inner.discovery = Some(ChapCredentials {
+            name: "finder".to_owned(),
+            secret: Secret::new("look-around-12".to_owned()),
+        });
+        let shown = portals
+            .iter()
+            .map(|portal| (target.parse().unwrap(), portal.parse().unwrap()));
+        inner.portals.extend(shown);
+    }
+
+    /// Where the lanes of the last device could go beside the first portal.
+    pub(crate) fn more_portals(&self) -> Vec<String> {
+        let inner = self.inner();
+        inner.more_portals.iter().map(ToString::to_string).collect()
+    }
+
     pub(crate) fn forbid_reservations(&self) {
         self.inner().no_reservations = true;
     }
@@ -519,9 +542,12 @@ impl World {
         let row = self.inner().attachments.get(attachment_id).cloned();
         let volume = row.ok_or("no such attachment")?.volume;
         Ok(ConnectionInfo {
-            target_portal: "127.0.0.1:3260".parse()?,
-            target_iqn: format!("iqn.2026-11.example:{volume}").parse()?,
-            target_lun: 1,
+            first_path: iscsi::io::Path {
+                portal: "127.0.0.1:3260".parse()?,
+                target_name: format!("iqn.2026-11.example:{volume}").parse()?,
+                lun: 1.into(),
+            },
+            discovery_chap: self.inner().discovery.clone(),
             more_paths: Vec::new(),
             chap: None,
             read_only: false,

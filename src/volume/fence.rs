@@ -17,8 +17,8 @@
 use std::time::Duration;
 
 use iscsi::client::{Error as Refusal, Reservations, Session};
-use iscsi::scsi::Status;
 use iscsi::scsi::reservation::{ReservationKey, ReservationType};
+use iscsi::scsi::{LunAddress, Status};
 
 use super::error::{Cause, Error};
 use crate::lun::LunSpec;
@@ -109,7 +109,7 @@ fn knows_no_reservations(cause: &(dyn std::error::Error + Send + Sync + 'static)
 /// The unit, as far as its reservations go.
 struct Unit<'a> {
     session: &'a Session,
-    lun: u16,
+    lun: LunAddress,
 }
 
 impl Unit<'_> {

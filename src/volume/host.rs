@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use iscsi::proto::recovery::ReplacementTimeout;
+use iscsi::proto::{IscsiName, Portal, SessionParams};
 use uuid::Uuid;
 
 use super::error::{Cause, Error};
@@ -22,7 +23,7 @@ use super::platform::{
     Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
     Sizes,
 };
-use super::{blank, fence, filesystem};
+use super::{blank, fence, filesystem, portals};
 use crate::block::Backend;
 use crate::lun::{Identity, Lun, LunSpec};
 use crate::nbd::{self, DeviceParams, KernelDevice};
@@ -251,6 +252,14 @@ impl Platform for Host {
     ) -> BoxFuture<'a, Result<Vec<PathBuf>, Cause>> {
         let directory = directory.to_owned();
         blocking(move || mount::below(&directory))
+    }
+
+    fn portals(
+        &self,
+        session: SessionParams,
+        target: IscsiName,
+    ) -> BoxFuture<'_, Result<Vec<Portal>, Cause>> {
+        Box::pin(portals::send_targets(session, target))
     }
 
     fn fence(&self, spec: LunSpec, key: u64) -> BoxFuture<'_, Result<(), Cause>> {

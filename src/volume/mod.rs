@@ -27,6 +27,7 @@ mod lanes;
 mod layout;
 mod outside;
 mod platform;
+mod portals;
 mod recover;
 mod request;
 mod standing;

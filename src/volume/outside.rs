@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use iscsi::proto::{IscsiName, Portal, SessionParams};
 use iscsi::scsi::Identity;
 use uuid::Uuid;
 
@@ -247,6 +248,14 @@ impl Outside {
 
     pub(crate) async fn sizes(&self, device: &Path, at: Option<&Path>) -> Result<Sizes, Cause> {
         self.platform.sizes(device, at).await
+    }
+
+    pub(crate) async fn portals(
+        &self,
+        session: SessionParams,
+        target: IscsiName,
+    ) -> Result<Vec<Portal>, Cause> {
+        self.platform.portals(session, target).await
     }
 
     /// Writes back what is dirty: nothing is there afterwards that was not meant to be.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use iscsi::proto::{IscsiName, Portal, SessionParams};
 use iscsi::scsi::Identity;
 use uuid::Uuid;
 
@@ -183,6 +184,13 @@ pub trait Platform: Debug + Send + Sync + 'static {
         &'a self,
         directory: &'a Path,
     ) -> BoxFuture<'a, Result<Vec<PathBuf>, Cause>>;
+
+    /// The portals that show the target to a discovery session (`SendTargets`), which names no target.
+    fn portals(
+        &self,
+        session: SessionParams,
+        target: IscsiName,
+    ) -> BoxFuture<'_, Result<Vec<Portal>, Cause>>;
 
     /// Registers `key` on the logical unit, reserves it for the registered, and removes all other registrations
     /// together with their commands: from then on it takes writes of this session alone.

@@ -153,14 +153,14 @@ async fn a_volume_lives_its_life_and_leaves_nothing() {
         .unwrap();
     assert_eq!(status(&cinder, &volume).await, "attaching");
     assert_eq!(
-        info.target_portal.to_string(),
+        info.first_path.portal.to_string(),
         std::env::var("CINDER_NBD_REAL_PORTAL").unwrap()
     );
     assert_eq!(
-        info.target_iqn.to_string(),
+        info.first_path.target_name.to_string(),
         format!("iqn.2010-10.org.openstack:volume-{}", volume.id)
     );
-    assert!(info.target_lun == 1 && !info.read_only);
+    assert!(info.first_path.lun == 1.into() && !info.read_only);
     let chap = info.chap.expect("the helper always makes CHAP");
     assert_eq!((chap.name.len(), chap.secret.expose().len()), (20, 16));
 
@@ -168,8 +168,7 @@ async fn a_volume_lives_its_life_and_leaves_nothing() {
     cinder.complete(&attachment).await.unwrap();
     // A daemon that has lost it asks again.
     let again = cinder.connection_of(&attachment).await.unwrap();
-    assert_eq!(again.target_portal, info.target_portal);
-    assert_eq!(again.target_iqn, info.target_iqn);
+    assert_eq!(again.first_path, info.first_path);
     let secret = again.chap.map(|chap| chap.secret.expose().to_owned());
     assert_eq!(secret.as_deref(), Some(chap.secret.expose()));
     let shown = cinder.show(&volume.id).await.unwrap();

@@ -44,7 +44,7 @@ impl DiskBuilder {
         initiator_name: IscsiName,
         portal: Portal,
         target_name: IscsiName,
-        lun: u16,
+        lun: LunAddress,
     ) -> Self {
         // RFC 7143 §11.12.5: the naming authority is chance, so that two disks of one host never end each other's
         // session.
@@ -53,7 +53,7 @@ impl DiskBuilder {
         let path = Path {
             portal: portal.clone(),
             target_name: target_name.clone(),
-            lun: LunAddress::from_number(lun),
+            lun,
         };
         let mut session = SessionParams::new(portal, initiator_name, isid);
         session.target_name = Some(target_name);

@@ -29,9 +29,9 @@ impl Disk {
         initiator_name: IscsiName,
         portal: Portal,
         target_name: IscsiName,
-        lun: u16,
+        lun: impl Into<LunAddress>,
     ) -> DiskBuilder {
-        DiskBuilder::new(initiator_name, portal, target_name, lun)
+        DiskBuilder::new(initiator_name, portal, target_name, lun.into())
     }
 
     /// Logs in, probes the logical unit, and starts the task that carries its commands on the current runtime; one
@@ -42,8 +42,8 @@ impl Disk {
     ///
     /// # Cancel safety
     /// As `over`.
-    pub async fn open(params: &SessionParams, lun: u16) -> Result<Self, Error> {
-        let lun = LunAddress::from_number(lun);
+    pub async fn open(params: &SessionParams, lun: impl Into<LunAddress>) -> Result<Self, Error> {
+        let lun = lun.into();
         Self::over(NexusParams::new(params.clone(), lun)?).await
     }
 
@@ -55,9 +55,8 @@ impl Disk {
     /// # Cancel safety
     /// The session is dropped, and the target ends it by itself.
     pub async fn over(params: NexusParams) -> Result<Self, Error> {
-        let first = params.paths.first().and_then(|path| path.lun.number());
-        let lun = first.and_then(|number| u16::try_from(number).ok());
-        let lun = lun.ok_or(Error::Misuse("a disk needs a path, and a LUN below 16384"))?;
+        let first = params.paths.first();
+        let lun = first.ok_or(Error::Misuse("a disk needs a path"))?.lun;
         let nexus = Nexus::open(params)
             .await
             .map_err(|error| Error::of_nexus(error, lun))?;
@@ -75,7 +74,7 @@ impl Disk {
         }
     }
 
-    pub(super) async fn of(commands: Commands, lun: u16) -> Result<Self, Error> {
+    pub(super) async fn of(commands: Commands, lun: LunAddress) -> Result<Self, Error> {
         let mut commands = commands;
         let info = probe(&mut commands, lun).await?;
         Ok(Self {
@@ -224,10 +223,7 @@ impl Disk {
 
     /// The persistent reservations of the disk, for one call.
     pub fn reservations(&self) -> Reservations {
-        Reservations::of(
-            self.commands.clone(),
-            LunAddress::from_number(self.info.lun),
-        )
+        Reservations::of(self.commands.clone(), self.info.lun)
     }
 
     fn unit(&self) -> Unit<'_, Commands> {

@@ -7,7 +7,7 @@ use crate::io::NexusError;
 use crate::proto::{LoginError, Misuse, SessionError};
 use crate::scsi::examination::Failure;
 use crate::scsi::inquiry::DeviceType;
-use crate::scsi::{Sense, Status, Violation};
+use crate::scsi::{LunAddress, Sense, Status, Violation};
 
 /// Why a handle could not do what it was asked; sorted by fault.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -37,14 +37,14 @@ pub enum Error {
         "there is no LUN {lun}; ask for the number under which the target maps the volume to this initiator"
     )]
     NoSuchLun {
-        /// The number that was asked for.
-        lun: u16,
+        /// What was asked for.
+        lun: LunAddress,
     },
     /// The logical unit is something else than a disk.
     #[error("LUN {lun} is a {found} and not a disk; use the number of a disk")]
     NotADisk {
-        /// The number that was asked for.
-        lun: u16,
+        /// What was asked for.
+        lun: LunAddress,
         /// What it is.
         found: DeviceType,
     },
@@ -98,7 +98,7 @@ pub enum Error {
 
 impl Error {
     /// Why a nexus could not be opened.
-    pub(super) fn of_nexus(error: NexusError, lun: u16) -> Self {
+    pub(super) fn of_nexus(error: NexusError, lun: LunAddress) -> Self {
         if let NexusError::Login(error) = error {
             return error.into();
         }
@@ -142,12 +142,12 @@ mod tests {
         let waited = Duration::from_secs(30);
         for (error, line) in [
             (
-                Error::NoSuchLun { lun: 7 },
+                Error::NoSuchLun { lun: 7.into() },
                 "there is no LUN 7; ask for the number under which the target maps the volume to this initiator",
             ),
             (
                 Error::NotADisk {
-                    lun: 0,
+                    lun: 0.into(),
                     found: DeviceType(0x0C),
                 },
                 "LUN 0 is a storage array controller and not a disk; use the number of a disk",

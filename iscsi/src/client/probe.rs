@@ -31,7 +31,7 @@ use crate::scsi::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LunInfo {
     /// Its number at the target.
-    pub lun: u16,
+    pub lun: LunAddress,
     /// Standard INQUIRY data.
     pub inquiry: Inquiry,
     /// VPD 80h; `None` if it has none.
@@ -66,12 +66,12 @@ pub struct WriteSameLimits {
 ///
 /// # Cancel safety
 /// Only questions are asked: nothing changes at the target.
-pub async fn probe(carrier: &mut impl Execute, lun: u16) -> Result<LunInfo, Error> {
-    let mut probe = Probe {
-        carrier,
-        lun,
-        address: LunAddress::from_number(lun),
-    };
+pub async fn probe(
+    carrier: &mut impl Execute,
+    lun: impl Into<LunAddress>,
+) -> Result<LunInfo, Error> {
+    let lun = lun.into();
+    let mut probe = Probe { carrier, lun };
     let inquiry = probe.inquiry().await?;
     probe.ready().await?;
     let pages = probe.supported_pages().await?;
@@ -177,8 +177,7 @@ impl fmt::Display for LunInfo {
 #[derive(Debug)]
 struct Probe<'a, E> {
     carrier: &'a mut E,
-    lun: u16,
-    address: LunAddress,
+    lun: LunAddress,
 }
 
 impl<E: Execute> Probe<'_, E> {
@@ -279,7 +278,7 @@ impl<E: Execute> Probe<'_, E> {
 
     /// Sends the question and gives the bytes that really came.
     async fn ask(&mut self, during: &'static str, cdb: Cdb, bytes: u32) -> Result<BytesMut, Error> {
-        ask(self.carrier, during, self.address, cdb, bytes)
+        ask(self.carrier, during, self.lun, cdb, bytes)
             .await
             .map_err(|error| {
                 if says_no_such_lun(&error) {
@@ -379,7 +378,7 @@ mod tests {
             .good(&capacity())
             .good(&[6, 0, 0x10, 0, 0x08, 0x12, 0x04]);
         let info = probe(&mut script, 300).await.unwrap();
-        assert_eq!(info.lun, 300);
+        assert_eq!(info.lun, LunAddress::from_number(300));
         assert_eq!(info.serial.as_deref(), Some("sn-1"));
         assert_eq!(info.limits.transfer_max, Some(4096));
         assert!(info.provisioning.unmap && info.unmapped_reads_zero());
@@ -454,12 +453,18 @@ mod tests {
         ];
         for mut script in absent {
             let error = probe(&mut script, 9).await.unwrap_err();
-            assert!(matches!(error, Error::NoSuchLun { lun: 9 }), "{error:?}");
+            assert!(
+                matches!(error, Error::NoSuchLun { lun } if lun == 9.into()),
+                "{error:?}"
+            );
         }
         let error = probe(&mut Script::default().good(&inquiry(0x0C)), 0)
             .await
             .unwrap_err();
-        assert!(matches!(error, Error::NotADisk { lun: 0, .. }), "{error:?}");
+        assert!(
+            matches!(error, Error::NotADisk { lun, .. } if lun == 0.into()),
+            "{error:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

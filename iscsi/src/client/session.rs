@@ -36,14 +36,14 @@ impl Session {
     ///
     /// # Errors
     /// As `probe`.
-    pub async fn disk(&self, lun: u16) -> Result<Disk, Error> {
-        Disk::of(self.commands(), lun).await
+    pub async fn disk(&self, lun: impl Into<LunAddress>) -> Result<Disk, Error> {
+        Disk::of(self.commands(), lun.into()).await
     }
 
     /// The persistent reservations of a logical unit that is not probed, for one call: one that is reserved by others may
     /// answer the probe's MODE SENSE with a conflict (SPC-4 table 66).
-    pub fn reservations(&self, lun: u16) -> Reservations {
-        Reservations::of(self.commands(), LunAddress::from_number(lun))
+    pub fn reservations(&self, lun: impl Into<LunAddress>) -> Reservations {
+        Reservations::of(self.commands(), lun.into())
     }
 
     /// A carrier for commands of one's own.

@@ -137,7 +137,7 @@ impl<E: Execute> Unit<'_, E> {
     }
 
     pub(super) fn lun(&self) -> LunAddress {
-        LunAddress::from_number(self.info.lun)
+        self.info.lun
     }
 
     /// A command that must move all of its data.

@@ -38,6 +38,26 @@ impl LunAddress {
         Self(u64::from_be_bytes(bytes))
     }
 
+    /// Flat space addressing whatever the number, 0..16384: some arrays take no other (SAM-3 allows it below 256).
+    ///
+    /// `None` from 16384 on: the form has 14 bits.
+    pub fn flat(number: u16) -> Option<Self> {
+        let [high, low] = number.to_be_bytes();
+        (number < EXTENDED_FIRST).then(|| Self::of_two_bytes(METHOD_FLAT | high, low))
+    }
+
+    /// The number as it stands in the first two bytes: what Linux sends for a number that is given to it.
+    ///
+    /// Below 256 that is peripheral device addressing; above, the upper byte is method and bus as the array means them.
+    pub fn raw(number: u16) -> Self {
+        let [high, low] = number.to_be_bytes();
+        Self::of_two_bytes(high, low)
+    }
+
+    fn of_two_bytes(first: u8, second: u8) -> Self {
+        Self::from_bytes([first, second, 0, 0, 0, 0, 0, 0])
+    }
+
     /// From the eight bytes of a PDU or of REPORT LUNS.
     pub fn from_bytes(bytes: [u8; 8]) -> Self {
         Self(u64::from_be_bytes(bytes))
@@ -69,6 +89,13 @@ impl LunAddress {
             [WELL_KNOWN, number, 0, 0, 0, 0, 0, 0] => Some(number),
             _ => None,
         }
+    }
+}
+
+impl From<u16> for LunAddress {
+    /// As `from_number`.
+    fn from(number: u16) -> Self {
+        Self::from_number(number)
     }
 }
 
@@ -168,6 +195,24 @@ mod tests {
                 "{number}"
             );
         }
+    }
+
+    #[test]
+    fn an_array_may_want_flat_form_or_the_number_as_it_stands() {
+        let bytes = |address: LunAddress| address.to_bytes();
+        assert_eq!(
+            bytes(LunAddress::flat(5).unwrap()),
+            [0x40, 5, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(
+            bytes(LunAddress::flat(16_383).unwrap()),
+            [0x7F, 0xFF, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(LunAddress::flat(16_384), None);
+        assert_eq!(bytes(LunAddress::raw(5)), [0, 5, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes(LunAddress::raw(300)), [1, 0x2C, 0, 0, 0, 0, 0, 0]);
+        // what os-brick gives Linux for 300 in flat form: 300 + 16384
+        assert_eq!(LunAddress::raw(16_684), LunAddress::from_number(300));
     }
 
     #[test]

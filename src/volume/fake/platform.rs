@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use iscsi::proto::{IscsiName, Portal, SessionParams};
 use iscsi::scsi::Identity;
 use uuid::Uuid;
 
@@ -114,6 +115,8 @@ impl Platform for World {
                 }
                 Some(_) => return Err("the unit is reserved for another host".into()),
             }
+            let more = spec.lanes.iter().flat_map(|lane| &lane.more_paths);
+            inner.more_portals = more.map(|path| path.portal.clone()).collect();
             let lun = FakeLun {
                 host: self.host,
                 key: key.clone(),
@@ -332,6 +335,20 @@ impl Platform for World {
             self.enter("mounts_below").await?;
             let mounts = self.mountpoints().into_iter();
             Ok(mounts.filter(|mount| mount.starts_with(at)).collect())
+        })
+    }
+
+    fn portals(
+        &self,
+        session: SessionParams,
+        target: IscsiName,
+    ) -> BoxFuture<'_, Result<Vec<Portal>, Cause>> {
+        Box::pin(async move {
+            assert!(session.target_name.is_none() && session.chap.is_some());
+            self.enter("portals").await?;
+            let shown = self.inner().portals.clone();
+            let of_it = shown.into_iter().filter(|(name, _)| *name == target);
+            Ok(of_it.map(|(_, portal)| portal).collect())
         })
     }
 

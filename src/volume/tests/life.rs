@@ -309,3 +309,28 @@ async fn an_engine_that_crashed_and_asks_again_with_its_old_id_is_counted_twice_
     bed.engine.detach("v1", true).await.unwrap();
     assert!(bed.world.is_clean());
 }
+
+#[tokio::test]
+async fn further_portals_are_asked_of_the_target_where_cinder_gives_credentials_for_it() {
+    let bed = Bed::new();
+    let id = bed.world.add_foreign("v1");
+    bed.attach("v1").await;
+    assert_eq!(bed.world.count("portals"), 0);
+    bed.engine.detach("v1", false).await.unwrap();
+    let ours = format!("iqn.2026-11.example:{id}");
+    let (first, second) = ("127.0.0.1:3260", "127.0.0.2:3260");
+    bed.world.show_portals(&ours, &[first, second]);
+    bed.world
+        .show_portals("iqn.2026-11.example:other", &["127.0.0.3:3260"]);
+    bed.attach("v1").await;
+    let more = bed.world.more_portals();
+    assert!(
+        !more.is_empty() && more.iter().all(|portal| portal == second),
+        "{more:?}"
+    );
+    bed.engine.detach("v1", false).await.unwrap();
+    // the volume can be used without them
+    bed.world.fail("portals");
+    bed.attach("v1").await;
+    assert!(bed.world.more_portals().is_empty());
+}

@@ -11,7 +11,7 @@ use crate::scsi::{BlockLength, Capacity, Extent};
 /// A unit of 65536 blocks that tells nothing but its size.
 fn plain(block_bytes: u32) -> LunInfo {
     LunInfo {
-        lun: 300,
+        lun: 300.into(),
         inquiry: Inquiry {
             qualifier: PeripheralQualifier::Connected,
             device_type: DeviceType::DISK,
