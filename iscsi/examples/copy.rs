@@ -32,7 +32,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         return Err("usage: copy HOST[:PORT] TARGET LUN FILE".into());
     };
     let name = "iqn.2026-11.org.cinder-nbd:example".parse()?;
-    let disk = Disk::builder(name, portal.parse()?, target.parse()?, lun.parse()?)
+    let disk = Disk::builder(name, portal.parse()?, target.parse()?, lun.parse::<u16>()?)
         .open()
         .await?;
     let mut file = File::create(file).await?;
