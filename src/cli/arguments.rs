@@ -12,7 +12,7 @@ mod volume;
 pub use volume::{
     SnapshotCreate, SnapshotDelete, SnapshotList, SnapshotShow, SnapshotVerb, TransferAccept,
     TransferCreate, TransferDelete, TransferVerb, VolumeClone, VolumeCreate, VolumeDelete,
-    VolumeExtend, VolumeShow, VolumeVerb,
+    VolumeExtend, VolumeFormat, VolumeShow, VolumeVerb,
 };
 
 use crate::volume::Elsewhere;

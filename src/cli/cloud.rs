@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 
-use super::arguments::{Show, VolumeClone, VolumeCreate, VolumeExtend, VolumeShow, VolumeVerb};
+use super::arguments::{
+    Show, VolumeClone, VolumeCreate, VolumeExtend, VolumeFormat, VolumeShow, VolumeVerb,
+};
 use super::control::client::Client;
-use super::control::wire::ExtendRequest;
+use super::control::wire::{ExtendRequest, FormatRequest};
 use super::output::{Waiting, print, print_facts, print_json, print_table};
 use crate::cinder::{Cinder, NewVolume, Volume};
 use crate::config::Config;
@@ -25,6 +27,10 @@ pub(super) async fn run(config: &Config, verb: VolumeVerb) -> anyhow::Result<()>
         VolumeVerb::Extend(options) => {
             let doing = format!("extending {} to {}", options.volume, options.size);
             extend(config, options).await.context(doing)
+        }
+        VolumeVerb::Format(options) => {
+            let doing = format!("formatting {}", options.volume);
+            format_once(config, options).await.context(doing)
         }
         VolumeVerb::Snapshot(verb) => snapshot::run(config, verb).await,
         VolumeVerb::Transfer(verb) => transfer::run(config, verb).await,
@@ -130,6 +136,24 @@ async fn extend(config: &Config, options: VolumeExtend) -> anyhow::Result<()> {
         return print_json(&serde_json::json!({"id": id, "size_gib": size_gib}));
     }
     print(&id)
+}
+
+/// By the daemon: it attaches the volume for it.
+async fn format_once(config: &Config, options: VolumeFormat) -> anyhow::Result<()> {
+    let waiting = Waiting::new(format!("formatting {}", options.volume));
+    let request = FormatRequest {
+        volume: options.volume,
+        fstype: options.fstype,
+        mkfs_options: options.mkfs_options,
+        destroy: options.destroy,
+    };
+    let client = Client::connect(&config.control_socket)?;
+    let view: View = client.post("/v1/format", &request).await?;
+    drop(waiting);
+    if options.show.json {
+        return print_json(&view);
+    }
+    print(&view.fstype.unwrap_or_default())
 }
 
 async fn list(config: &Config, show: Show) -> anyhow::Result<()> {

@@ -100,7 +100,8 @@ fn set_read_only(file: &File, value: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-fn exclusive_flag() -> i32 {
+/// For an open that fails while somebody else holds the device exclusively.
+pub(crate) fn exclusive_flag() -> i32 {
     i32::try_from(rustix::fs::OFlags::EXCL.bits()).expect("O_EXCL is a small constant")
 }
 

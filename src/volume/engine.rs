@@ -31,8 +31,8 @@ use super::journal::{Entry, Record, Store};
 use super::outside::Outside;
 use super::platform::Platform;
 use super::request::{
-    AttachRequest, CreateRequest, SizeGib, SnapshotRequest, State, StaticTarget, Status, Taken,
-    View, VolumeName,
+    AttachRequest, CreateRequest, FormatRequest, SizeGib, SnapshotRequest, State, StaticTarget,
+    Status, Taken, View, VolumeName,
 };
 use super::worker::{Command, Finished, Reply, Worker};
 use super::{CREATED_BY, Settings};
@@ -173,6 +173,16 @@ impl Engine {
     pub async fn extend(&self, asked: &str, to: SizeGib) -> Result<View, Error> {
         let (name, _) = self.resolve(asked).await?;
         self.ask(&name, |reply| Command::Extend(to, reply)).await
+    }
+
+    /// Makes a filesystem on a volume, by name or UUID, also where that is never done by itself.
+    ///
+    /// # Errors
+    /// In use, here or elsewhere; there is something on it that the request does not name; a step failed.
+    pub async fn format(&self, asked: &str, request: FormatRequest) -> Result<View, Error> {
+        let (name, _) = self.resolve(asked).await?;
+        self.ask(&name, |reply| Command::Format(request, reply))
+            .await
     }
 
     /// Has Cinder take a snapshot of a volume, by name or UUID. Where it is mounted here, its filesystem is frozen until

@@ -8,7 +8,7 @@
 mod check;
 mod grow;
 mod make;
-mod tool;
+pub(super) mod tool;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};

@@ -23,7 +23,7 @@ use super::platform::{
     Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
     Sizes,
 };
-use super::{blank, fence, filesystem, portals};
+use super::{blank, erase, fence, filesystem, portals};
 use crate::block::Backend;
 use crate::lun::{Identity, Lun, LunSpec};
 use crate::nbd::{self, DeviceParams, KernelDevice};
@@ -171,6 +171,10 @@ impl Platform for Host {
 
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>> {
         Box::pin(blank::inspect(device))
+    }
+
+    fn erase<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(erase::erase(device))
     }
 
     fn format<'a>(

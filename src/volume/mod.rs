@@ -17,6 +17,7 @@ mod cloud;
 mod context;
 mod doctor;
 mod engine;
+mod erase;
 mod error;
 mod fence;
 mod filesystem;
@@ -60,8 +61,8 @@ pub use platform::{
     Sizes,
 };
 pub use request::{
-    AttachRequest, Consistency, CreateRequest, Elsewhere, Reclaim, SizeGib, SnapshotRequest, State,
-    StaticTarget, Status, Taken, View, VolumeName,
+    AttachRequest, Consistency, CreateRequest, Elsewhere, FormatRequest, Reclaim, SizeGib,
+    SnapshotRequest, State, StaticTarget, Status, Taken, View, VolumeName,
 };
 
 /// Key in a volume's metadata: the host of the cinder-nbd that created it. Deleting and formatting

@@ -310,6 +310,10 @@ impl Outside {
         self.take(Step::Reclaim, work).await
     }
 
+    pub(crate) async fn erase(&self, device: &Path) -> Result<(), Cause> {
+        self.take(Step::Erase, self.platform.erase(device)).await
+    }
+
     pub(crate) async fn format(
         &self,
         device: &Path,

@@ -30,6 +30,17 @@ pub enum Content {
     Other(String),
 }
 
+impl Content {
+    /// What is there, as errors say it; none where nothing is.
+    pub fn in_words(self) -> Option<String> {
+        match self {
+            Self::Blank => None,
+            Self::Filesystem(found) => Some(format!("a {found} filesystem")),
+            Self::Other(found) => Some(found),
+        }
+    }
+}
+
 /// How a filesystem is given to its users.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handing {
@@ -117,6 +128,9 @@ pub trait Platform: Debug + Send + Sync + 'static {
 
     /// What is on the device. An error is an error, never "blank".
     fn inspect<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<Content, Cause>>;
+
+    /// Destroys what is on the device, as far as `inspect` can see. Whether this may be done is decided before.
+    fn erase<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<(), Cause>>;
 
     /// Makes a filesystem. Whether this may be done is decided before.
     fn format<'a>(

@@ -369,6 +369,17 @@ impl std::fmt::Display for SizeGib {
     }
 }
 
+/// A filesystem that is asked for by hand, once.
+#[derive(Clone, Debug, Default)]
+pub struct FormatRequest {
+    /// Which; that of the volume, or the configured one, when absent.
+    pub fstype: Option<Fstype>,
+    /// What mkfs is told beyond ours; that of the volume when absent.
+    pub mkfs_options: Option<String>,
+    /// What may be destroyed for it, in the words in which an error names it.
+    pub destroy: Option<String>,
+}
+
 /// A snapshot that is asked for.
 #[derive(Clone, Debug)]
 pub struct SnapshotRequest {

@@ -12,6 +12,7 @@
 //!  Unfence          an entry, with the key             a reservation on the LUN         ends it; or the next attach does
 //!  MakeDevice       entry: exporting                   perhaps sessions and a device    disconnects, deletes the row
 //!  Complete         entry: completing                  the device, perhaps in-use       disconnects, deletes the row
+//!  Erase            record: formatting begun           what was there, or a part     serves it again; mkfs only if still blank
 //!  Format           record: formatting begun           perhaps a filesystem             serves it again; mkfs only if still blank
 //!  MarkFormatted    record: formatted                  the mark, or not                 serves it again
 //!  Mend             entry: mountpoint                  a part of the mending             serves it again; mends at the next mount
@@ -63,6 +64,8 @@ pub(crate) enum Step {
     MakeDevice,
     /// Cinder is told that we have it.
     Complete,
+    /// What is on the device is destroyed, as it was asked for.
+    Erase,
     /// mkfs.
     Format,
     /// The volume's metadata say that it has a filesystem.
@@ -144,7 +147,7 @@ impl Step {
             Self::Connect => Intent::Entry(&[Phase::Connecting]),
             Self::MakeDevice => Intent::Entry(&[Phase::Exporting]),
             Self::Complete => Intent::Entry(&[Phase::Completing]),
-            Self::Format | Self::MarkFormatted => Intent::Formatting,
+            Self::Erase | Self::Format | Self::MarkFormatted => Intent::Formatting,
             Self::Mend | Self::Mount | Self::Unmount => Intent::Mountpoint,
             Self::Disconnect => Intent::Entry(&[Phase::Detaching]),
             Self::HandOver => Intent::Entry(&[Phase::Attached]),
@@ -180,7 +183,8 @@ impl Step {
             Some(Self::Connect) => Self::Unfence,
             Some(Self::Unfence) => Self::MakeDevice,
             Some(Self::MakeDevice) => Self::Complete,
-            Some(Self::Complete) => Self::Format,
+            Some(Self::Complete) => Self::Erase,
+            Some(Self::Erase) => Self::Format,
             Some(Self::Format) => Self::MarkFormatted,
             Some(Self::MarkFormatted) => Self::Mend,
             Some(Self::Mend) => Self::Mount,

@@ -14,6 +14,7 @@ mod elsewhere;
 mod errors;
 mod life;
 mod never_formats;
+mod reformat;
 mod restart;
 mod snapshot;
 

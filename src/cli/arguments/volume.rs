@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::Show;
-use crate::volume::SizeGib;
+use crate::volume::{Fstype, SizeGib};
 
 /// `volume`.
 #[derive(Debug, Subcommand)]
@@ -23,6 +23,15 @@ pub enum VolumeVerb {
         after_help = "Example:\n  cinder-nbd volume extend data1 20GiB"
     )]
     Extend(VolumeExtend),
+    /// Make a filesystem, also on a volume that cinder-nbd would not format by itself
+    #[command(
+        long_about = "Makes a filesystem on a volume that nobody has attached or mounted. By itself cinder-nbd formats only blank \
+            volumes of its own; this formats any that is blank. One that holds something is refused, with the name of what was \
+            found: --destroy with that name erases it, and cannot be undone. What cannot be read is never formatted.",
+        after_help = "Examples:\n  cinder-nbd volume format data1 --fstype xfs\n  cinder-nbd volume format data1 --destroy 'a \
+            ext4 filesystem'"
+    )]
+    Format(VolumeFormat),
     /// Take, list, show and delete snapshots
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
@@ -122,6 +131,25 @@ pub struct VolumeExtend {
     pub volume: String,
     /// The new size in GiB, or with a unit; rounded up to whole GiB
     pub size: SizeGib,
+    /// How to print.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `volume format`.
+#[derive(Debug, Args)]
+pub struct VolumeFormat {
+    /// Name or UUID
+    pub volume: String,
+    /// ext4, xfs or btrfs [default: the volume's, else the configuration's]
+    #[arg(long, value_name = "FSTYPE")]
+    pub fstype: Option<Fstype>,
+    /// Options for mkfs, as in '-L data'
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub mkfs_options: Option<String>,
+    /// What may be lost, in the words in which it was named
+    #[arg(long, value_name = "FOUND")]
+    pub destroy: Option<String>,
     /// How to print.
     #[command(flatten)]
     pub show: Show,

@@ -8,6 +8,7 @@
 //!  POST /v1/attach-static    StaticAttachRequest  -> View
 //!  POST /v1/detach           DetachRequest        -> {}
 //!  POST /v1/extend           ExtendRequest        -> View
+//!  POST /v1/format           FormatRequest        -> View
 //!  POST /v1/snapshot         SnapshotRequest      -> Taken
 //!  POST /v1/doctor           DoctorRequest        -> [Finding]
 //! ```

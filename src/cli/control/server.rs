@@ -16,8 +16,8 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{
-    AttachRequest, DetachRequest, DoctorRequest, ExtendRequest, Failure, SnapshotRequest,
-    StaticAttachRequest,
+    AttachRequest, DetachRequest, DoctorRequest, ExtendRequest, Failure, FormatRequest,
+    SnapshotRequest, StaticAttachRequest,
 };
 use crate::sys::listener;
 use crate::volume::{self, Engine, SizeGib, StaticTarget, line};
@@ -88,6 +88,7 @@ fn router(engine: Engine) -> Router {
         .route("/v1/attach-static", post(attach_static))
         .route("/v1/detach", post(detach))
         .route("/v1/extend", post(extend))
+        .route("/v1/format", post(format))
         .route("/v1/snapshot", post(snapshot))
         .route("/v1/doctor", post(doctor))
         .with_state(engine)
@@ -134,6 +135,20 @@ async fn extend(State(engine): State<Engine>, body: Bytes) -> Response {
         let size = SizeGib::new(request.size_gib).ok_or_else(|| wrong("the size is 0 GiB"))?;
         let extended = engine.extend(&request.volume, size).await;
         extended.map_err(|error| failed(&error))
+    };
+    respond(result.await)
+}
+
+async fn format(State(engine): State<Engine>, body: Bytes) -> Response {
+    let result = async {
+        let request: FormatRequest = parse(&body)?;
+        let how = volume::FormatRequest {
+            fstype: request.fstype,
+            mkfs_options: request.mkfs_options,
+            destroy: request.destroy,
+        };
+        let formatted = engine.format(&request.volume, how).await;
+        formatted.map_err(|error| failed(&error))
     };
     respond(result.await)
 }

@@ -3,7 +3,7 @@
 use iscsi::proto::Secret;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::volume::Elsewhere;
+use crate::volume::{Elsewhere, Fstype};
 
 /// Attach a volume of the cloud.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,6 +76,22 @@ pub struct StaticAttachRequest {
     /// Without the right to write.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// Make a filesystem, once.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FormatRequest {
+    /// Name or UUID.
+    pub volume: String,
+    /// Which.
+    #[serde(default)]
+    pub fstype: Option<Fstype>,
+    /// For mkfs.
+    #[serde(default)]
+    pub mkfs_options: Option<String>,
+    /// What may be lost.
+    #[serde(default)]
+    pub destroy: Option<String>,
 }
 
 /// Detach a volume.

@@ -15,7 +15,7 @@ use super::super::platform::{
     Content, Device, DeviceSpec, Disconnected, Handing, MountOptions, MountUser, Platform, Release,
     Sizes,
 };
-use super::super::{blank, filesystem};
+use super::super::{blank, erase, filesystem};
 use super::{FakeLun, Row, World};
 use crate::lun::LunSpec;
 
@@ -209,6 +209,24 @@ impl Platform for World {
                 !inner.mounts.values().any(|mounted| mounted == device),
                 "mended while it is mounted"
             );
+            Ok(())
+        })
+    }
+
+    fn erase<'a>(&'a self, device: &'a Path) -> BoxFuture<'a, Result<(), Cause>> {
+        Box::pin(async move {
+            self.enter("erase").await?;
+            let image = self.inner().image_on(device)?;
+            if let Some(image) = image {
+                erase::erase(&image).await?;
+            }
+            let mut inner = self.inner();
+            assert!(
+                !inner.mounts.values().any(|mounted| mounted == device),
+                "erased while it is mounted"
+            );
+            let key = inner.key_on(device)?;
+            inner.contents.insert(key, Content::Blank);
             Ok(())
         })
     }

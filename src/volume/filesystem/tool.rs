@@ -8,12 +8,12 @@ use crate::volume::error::{Cause, Error};
 
 /// One program.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tool {
-    pub(super) name: &'static str,
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
     /// Debian's name of what brings it.
-    pub(super) package: &'static str,
+    pub(crate) package: &'static str,
     /// A run that takes longer is one whose device has stopped.
-    pub(super) limit: Duration,
+    pub(crate) limit: Duration,
 }
 
 impl Tool {
@@ -49,7 +49,7 @@ impl Tool {
     ///
     /// # Errors
     /// As `ended`, and its own, in its words.
-    pub(super) async fn run<W: AsRef<OsStr>>(
+    pub(crate) async fn run<W: AsRef<OsStr>>(
         self,
         words: impl IntoIterator<Item = W>,
     ) -> Result<(), Cause> {

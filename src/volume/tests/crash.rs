@@ -36,6 +36,7 @@ enum Scenario {
     Remove,
     ExtendMounted,
     ExtendAway,
+    Format,
     Snapshot,
     Take,
     TakeUnfenced,
@@ -44,7 +45,7 @@ enum Scenario {
     Restart,
 }
 
-const ALL: [Scenario; 17] = [
+const ALL: [Scenario; 18] = [
     Scenario::Create,
     Scenario::FirstMount,
     Scenario::NextMount,
@@ -56,6 +57,7 @@ const ALL: [Scenario; 17] = [
     Scenario::Remove,
     Scenario::ExtendMounted,
     Scenario::ExtendAway,
+    Scenario::Format,
     Scenario::Snapshot,
     Scenario::Take,
     Scenario::TakeUnfenced,
@@ -259,6 +261,11 @@ impl Play {
                 mount().await;
             }
             Scenario::Attach => drop(self.world.add_foreign("v1")),
+            Scenario::Format => {
+                let id = self.world.add_foreign("v1");
+                let theirs = Content::Filesystem("xfs".to_owned());
+                self.world.set_content(&id, theirs);
+            }
             Scenario::Detach | Scenario::LostJournal => {
                 self.world.add_foreign("v1");
                 let attached = engine.attach("v1", AttachRequest::default()).await;
@@ -311,6 +318,21 @@ impl Play {
                 let size = SizeGib::new(5).unwrap();
                 engine.extend("v1", size).await.map(drop)
             }
+            Scenario::Format => {
+                let format = async |found: &str| {
+                    let request = FormatRequest {
+                        fstype: Some(Fstype::Ext4),
+                        destroy: Some(found.to_owned()),
+                        ..FormatRequest::default()
+                    };
+                    engine.format("v1", request).await.map(drop)
+                };
+                match format("a xfs filesystem").await {
+                    // It was done, and the answer was lost.
+                    Err(Error::NotMountable { found, .. }) if found.contains("ext4") => Ok(()),
+                    ended => ended,
+                }
+            }
             Scenario::Snapshot => {
                 let request = SnapshotRequest {
                     name: "s1".to_owned(),
@@ -352,6 +374,7 @@ impl Play {
             | Scenario::Remove
             | Scenario::ExtendMounted
             | Scenario::ExtendAway
+            | Scenario::Format
             | Scenario::Snapshot
             | Scenario::Take
             | Scenario::TakeUnfenced
@@ -583,6 +606,11 @@ impl Play {
                 assert_eq!(view.filesystem_bytes, Some(5 << 30), "{view:?}");
             }
             Scenario::ExtendAway => assert_eq!(self.world.volumes()[0].size, 5, "{what}"),
+            Scenario::Format => {
+                assert_eq!(self.world.formats(&self.id()), 1, "{what}");
+                let at = life.engine.mount("v1", "c1").await;
+                assert!(at.is_ok(), "{what}: {at:?}");
+            }
             Scenario::Snapshot => assert!(!self.world.taken().is_empty(), "{what}"),
             Scenario::Unmount | Scenario::Detach => assert_eq!(state, State::Detached, "{what}"),
             Scenario::Remove => assert!(self.world.volumes().is_empty(), "{what}"),

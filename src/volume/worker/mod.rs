@@ -12,12 +12,13 @@
 //!    its retry.
 //!
 //! What each thing asked for takes stands in the files beside: `create`, `attach`, `mount`, `extend`,
-//! `snapshot`, `release`; `resume` is what comes before all of them after a restart.
+//! `snapshot`, `reformat`, `release`; `resume` is what comes before all of them after a restart.
 
 mod attach;
 mod create;
 mod extend;
 mod mount;
+mod reformat;
 mod release;
 mod resume;
 mod snapshot;
@@ -37,7 +38,8 @@ use super::error::{Error, line};
 use super::journal::{Entry, Pending, Record};
 use super::platform::Sizes;
 use super::request::{
-    AttachRequest, CreateRequest, SizeGib, SnapshotRequest, State, StaticTarget, Taken, View,
+    AttachRequest, CreateRequest, FormatRequest, SizeGib, SnapshotRequest, State, StaticTarget,
+    Taken, View,
 };
 use super::{CREATED_BY, FORMATTED};
 use crate::cinder::Volume;
@@ -58,6 +60,7 @@ pub(crate) enum Command {
     },
     Extend(SizeGib, Reply<View>),
     Snapshot(SnapshotRequest, Reply<Taken>),
+    Format(FormatRequest, Reply<View>),
     AttachStatic(StaticTarget, Reply<View>),
     Detach {
         force: bool,
@@ -85,6 +88,7 @@ impl Command {
             Self::Create(_, reply)
             | Self::Attach { reply, .. }
             | Self::AttachStatic(_, reply)
+            | Self::Format(_, reply)
             | Self::Extend(_, reply) => drop(reply.send(Err(error))),
             Self::Remove(reply) | Self::Detach { reply, .. } | Self::Unmount { reply, .. } => {
                 drop(reply.send(Err(error)));
@@ -102,6 +106,7 @@ impl Command {
             Self::Create(_, reply)
             | Self::Attach { reply, .. }
             | Self::AttachStatic(_, reply)
+            | Self::Format(_, reply)
             | Self::Extend(_, reply) => reply.is_closed(),
             Self::Mount { reply, .. } => reply.is_closed(),
             Self::Snapshot(_, reply) => reply.is_closed(),
@@ -273,6 +278,10 @@ impl Worker {
             Command::Extend(to, reply) => {
                 let result = self.extend(to).await;
                 self.answer("extend", reply, result);
+            }
+            Command::Format(request, reply) => {
+                let result = self.format_once(request).await;
+                self.answer("format", reply, result);
             }
             Command::Snapshot(request, reply) => {
                 let result = self.snapshot(request).await;

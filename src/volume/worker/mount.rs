@@ -130,7 +130,7 @@ impl Worker {
                 record.formatted == Formatted::Begun && self.may_format(&record).is_ok()
             }
             Content::Filesystem(found) => {
-                let remedy = "it was asked for as another filesystem and is left alone; use 'cinder-nbd attach'";
+                let remedy = "it was asked for as another filesystem and is left alone; use 'cinder-nbd attach', or lose it with 'cinder-nbd volume format'";
                 return Err(Error::NotMountable {
                     device,
                     found: format!("a {found} filesystem"),
@@ -191,7 +191,7 @@ impl Worker {
 
     /// Whether this blank volume is ours to format.
     pub(super) fn may_format(&self, record: &Record) -> Result<(), Error> {
-        const BY_HAND: &str = "if it shall be, make a filesystem by hand: 'cinder-nbd attach', mkfs, 'cinder-nbd detach'";
+        const BY_HAND: &str = "if it shall be, 'cinder-nbd volume format' makes a filesystem on it";
         let reason = if record.read_only || self.live.as_ref().is_some_and(|live| live.read_only) {
             "it is read-only"
         } else if record.formatted == Formatted::Done || self.marks.formatted {

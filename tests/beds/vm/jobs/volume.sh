@@ -81,6 +81,15 @@ umount /mnt/hand
 e2fsck -fn "$device" >"$OUT/e2fsck" 2>&1 || fail "e2fsck: $(tail -n 3 "$OUT/e2fsck")"
 cli detach "$device" || fail "detach by device"
 ok "attached again: the data is the same, the file system clean"
+cli volume format hand --fstype xfs >/tmp/refused 2>&1 && fail "what holds a filesystem was formatted"
+grep -q "holds a ext4 filesystem" /tmp/refused || fail "the filesystem is not named: $(cat /tmp/refused)"
+cli volume format hand --fstype xfs --destroy 'a ext4 filesystem' >/tmp/formatted || fail "volume format"
+[ "$(cat /tmp/formatted)" = xfs ] || fail "volume format: $(cat /tmp/formatted)"
+state_is hand available || fail "not available after volume format: $(cli volume show hand --json)"
+attach
+[ "$(blkid -p -s TYPE -o value "$device")" = xfs ] || fail "no xfs: $(blkid -p "$device")"
+cli detach hand || fail "detach"
+ok "volume format: refused with the name of what is there, done when that is given"
 cli volume delete hand || fail "volume delete"
 ok "volume delete"
 
