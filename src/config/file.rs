@@ -13,6 +13,7 @@ use super::{Config, Error, nearest::advice};
 
 /// The keys of the file, for suggestions. `RawFile` refuses what is not in it, a test holds both together.
 const KEYS: &[&str] = &[
+    "driver",
     "runtime_dir",
     "state_dir",
     "mount_dir",
@@ -32,6 +33,9 @@ const KEYS: &[&str] = &[
     "busy_poll",
     "cloud",
 ];
+
+/// The driver's name when nothing else is said.
+const DRIVER: &str = "cinder";
 
 /// Lanes share the target's sessions and the kernel's hardware queues; chosen freely, any value above the cores of a host works.
 const LANES_MAX: usize = 64;
@@ -81,6 +85,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<(Config, Option<CloudSect
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFile {
+    driver: Option<String>,
     runtime_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     mount_dir: Option<PathBuf>,
@@ -105,10 +110,11 @@ impl RawFile {
     fn into_config(self, path: &Path) -> Result<(Config, Option<CloudSection>), Error> {
         self.check(path)?;
         let host = self.host.unwrap_or_else(host_name);
-        let runtime_dir = self.runtime_dir.unwrap_or_else(|| "/run/cinder-nbd".into());
-        let state_dir = self
-            .state_dir
-            .unwrap_or_else(|| "/var/lib/cinder-nbd".into());
+        let driver = self.driver.as_deref().unwrap_or(DRIVER);
+        let own = own_name(driver);
+        let below = |parent: &str| Path::new(parent).join(&own);
+        let runtime_dir = self.runtime_dir.unwrap_or_else(|| below("/run"));
+        let state_dir = self.state_dir.unwrap_or_else(|| below("/var/lib"));
         let config = Config {
             mount_dir: self.mount_dir.unwrap_or_else(|| state_dir.join("mnt")),
             control_socket: self
@@ -116,12 +122,12 @@ impl RawFile {
                 .unwrap_or_else(|| runtime_dir.join("control.sock")),
             docker_socket: self
                 .docker_socket
-                .unwrap_or_else(|| "/run/docker/plugins/cinder.sock".into()),
+                .unwrap_or_else(|| format!("/run/docker/plugins/{driver}.sock").into()),
             runtime_dir,
             state_dir,
             initiator_name: self
                 .initiator_name
-                .unwrap_or_else(|| default_initiator_name(&host)),
+                .unwrap_or_else(|| default_initiator_name(&host, driver)),
             host,
             ip: self.ip,
             lanes: self.lanes.unwrap_or_else(default_lanes),
@@ -152,17 +158,23 @@ impl RawFile {
 
     /// Every value that is given must be of use; the first that is not is named.
     fn check(&self, path: &Path) -> Result<(), Error> {
+        let rules = self.rules_of_places().into_iter().chain(self.rules());
+        match rules.into_iter().find(|(_, is_wrong, _)| *is_wrong) {
+            Some((key, _, problem)) => Err(wrong_value(path, key, problem)),
+            None => Ok(()),
+        }
+    }
+
+    fn rules_of_places(&self) -> [Rule; 6] {
         let is_relative =
             |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
-        let is_host =
-            |host: &String| (1..=255).contains(&host.len()) && !host.contains(char::is_whitespace);
-        let is_beyond =
-            |value: Option<u64>, max| value.is_some_and(|value| !(1..=max).contains(&value));
         let absolute = "must be an absolute path, beginning with /";
-        let is_no_policy =
-            |policy: &Option<String>| policy.is_some() && digest(policy.as_ref()).is_none();
-        let policy = "must be none, prefer or require";
-        let rules: [(&str, bool, &str); 14] = [
+        [
+            (
+                "driver",
+                self.driver.as_deref().is_some_and(|name| !is_driver(name)),
+                "must be 1 to 64 lower-case letters, digits, - and ., and begin with a letter or digit",
+            ),
             ("runtime_dir", is_relative(&self.runtime_dir), absolute),
             ("state_dir", is_relative(&self.state_dir), absolute),
             ("mount_dir", is_relative(&self.mount_dir), absolute),
@@ -172,6 +184,18 @@ impl RawFile {
                 absolute,
             ),
             ("docker_socket", is_relative(&self.docker_socket), absolute),
+        ]
+    }
+
+    fn rules(&self) -> [Rule; 9] {
+        let is_host =
+            |host: &String| (1..=255).contains(&host.len()) && !host.contains(char::is_whitespace);
+        let is_beyond =
+            |value: Option<u64>, max| value.is_some_and(|value| !(1..=max).contains(&value));
+        let is_no_policy =
+            |policy: &Option<String>| policy.is_some() && digest(policy.as_ref()).is_none();
+        let policy = "must be none, prefer or require";
+        [
             (
                 "lanes",
                 self.lanes
@@ -216,13 +240,12 @@ impl RawFile {
                     .is_some_and(|name| !is_iscsi_name(name)),
                 "must be an iSCSI name: iqn.YYYY-MM.reversed.domain:name, eui. or naa.",
             ),
-        ];
-        match rules.iter().find(|(_, is_wrong, _)| *is_wrong) {
-            Some((key, _, problem)) => Err(wrong_value(path, key, problem)),
-            None => Ok(()),
-        }
+        ]
     }
 }
+
+/// Key, whether its value is of no use, and what it must be.
+type Rule = (&'static str, bool, &'static str);
 
 fn wrong_value(path: &Path, key: &str, problem: &str) -> Error {
     Error::Value {
@@ -242,6 +265,24 @@ fn replacement_timeout(value: &toml::Value) -> Option<ReplacementTimeout> {
         | toml::Value::Datetime(_)
         | toml::Value::Array(_)
         | toml::Value::Table(_) => None,
+    }
+}
+
+/// As Docker has it after `-d`; it is a part of file names and of our iSCSI name.
+fn is_driver(name: &str) -> bool {
+    let is_plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    (1..=64).contains(&name.len())
+        && name.starts_with(is_plain)
+        && name
+            .chars()
+            .all(|letter| is_plain(letter) || "-.".contains(letter))
+}
+
+/// What a daemon's directories are called: two of a host, with a driver each, share none.
+fn own_name(driver: &str) -> String {
+    match driver {
+        DRIVER => "cinder-nbd".to_owned(),
+        other => format!("cinder-nbd-{other}"),
     }
 }
 
@@ -268,7 +309,8 @@ fn host_name() -> String {
 }
 
 /// RFC 3722: an iSCSI name holds lower-case letters, digits, `-`, `.` and `:`; a host name may hold others.
-fn default_initiator_name(host: &str) -> String {
+/// Targets tell hosts apart by it, and some let go of all that bears it at once: each driver has its own.
+fn default_initiator_name(host: &str, driver: &str) -> String {
     let host: String = host
         .to_lowercase()
         .chars()
@@ -281,8 +323,11 @@ fn default_initiator_name(host: &str) -> String {
         })
         .collect();
     // RFC 7143 §4.2.7.1: at most 223 bytes in all.
-    let host: String = host.chars().take(190).collect();
-    format!("iqn.2026-11.org.cinder-nbd:{host}")
+    let host: String = host.chars().take(130).collect();
+    match driver {
+        DRIVER => format!("iqn.2026-11.org.cinder-nbd:{host}"),
+        other => format!("iqn.2026-11.org.cinder-nbd:{host}:{other}"),
+    }
 }
 
 fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
@@ -363,6 +408,18 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_of_another_name_shares_nothing_with_the_first() {
+        let config = parse_text("driver = 'fast'\nhost = 'a'").unwrap();
+        assert_eq!(config.runtime_dir, Path::new("/run/cinder-nbd-fast"));
+        assert_eq!(config.state_dir, Path::new("/var/lib/cinder-nbd-fast"));
+        assert_eq!(
+            config.docker_socket,
+            Path::new("/run/docker/plugins/fast.sock")
+        );
+        assert_eq!(config.initiator_name, "iqn.2026-11.org.cinder-nbd:a:fast");
+    }
+
+    #[test]
     fn every_listed_key_is_a_field_and_the_reverse() {
         for key in KEYS {
             let text = match *key {
@@ -372,6 +429,7 @@ mod tests {
                 "header_digest" | "data_digest" => format!("{key} = 'prefer'"),
                 "cloud" => "[cloud]".to_owned(),
                 "busy_poll" => "busy_poll = false".to_owned(),
+                "driver" => "driver = 'fast'".to_owned(),
                 "ip" => "ip = '10.0.0.1'".to_owned(),
                 "initiator_name" => "initiator_name = 'iqn.2026-11.org.x:y'".to_owned(),
                 _ => format!("{key} = '/x'"),
@@ -406,6 +464,10 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         for (text, key) in [
+            ("driver = ''", "driver"),
+            ("driver = 'Cinder'", "driver"),
+            ("driver = 'a/../b'", "driver"),
+            ("driver = '.hidden'", "driver"),
             ("lanes = 0", "lanes"),
             ("lanes = 65", "lanes"),
             ("default_size = 0", "default_size"),
@@ -431,10 +493,11 @@ mod tests {
     fn initiator_name_holds_only_what_the_standard_allows() {
         // RFC 3722: lower case, no underscore.
         assert_eq!(
-            default_initiator_name("Web_01.Example"),
+            default_initiator_name("Web_01.Example", "cinder"),
             "iqn.2026-11.org.cinder-nbd:web-01.example"
         );
-        assert!(default_initiator_name(&"x".repeat(300)).len() <= 223);
+        let longest = default_initiator_name(&"x".repeat(300), &"y".repeat(64));
+        assert!(longest.len() <= 223);
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub const DEFAULT_PATH: &str = "/etc/cinder-nbd/cinder-nbd.toml";
 /// The daemon's settings, with defaults for all; `/etc/cinder-nbd/cinder-nbd.toml` unless told otherwise.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Secrets and sockets, on tmpfs, mode 0700. Default `/run/cinder-nbd`.
+    /// Secrets and sockets, on tmpfs, mode 0700. Default `/run/cinder-nbd`, or `/run/cinder-nbd-<driver>` where the file names
+    /// a `driver`; so with the others.
     pub runtime_dir: PathBuf,
     /// Records that outlive a reboot. Default `/var/lib/cinder-nbd`.
     pub state_dir: PathBuf,

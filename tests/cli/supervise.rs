@@ -49,3 +49,24 @@ fn a_daemon_that_cannot_start_is_tried_again_until_it_can() {
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("another cinder-nbd daemon holds"), "{log}");
 }
+
+#[test]
+fn the_unit_of_each_driver_is_that_of_the_first_but_for_names() {
+    let packaging = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let read = |name: &str| std::fs::read_to_string(packaging.join(name)).unwrap();
+    let settings = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    };
+    let first = settings(&read("cinder-nbd.service"));
+    let each = settings(&read("cinder-nbd@.service"));
+    assert_eq!(first.len(), each.len());
+    for (one, other) in first.iter().zip(&each) {
+        let as_first = other
+            .replace(" (%i)", "")
+            .replace(" --config /etc/cinder-nbd/%i.toml", "")
+            .replace("%i.environment", "environment")
+            .replace("cinder-nbd-%i", "cinder-nbd");
+        assert_eq!(*one, as_first);
+    }
+}

@@ -163,10 +163,7 @@ ok "a volume with a snapshot is not removed before it"
 
 # --- two hosts: another daemon with another name, for one volume under each policy
 cat >/tmp/other.toml <<TOML
-runtime_dir = "/run/other"
-state_dir = "/var/lib/other"
-mount_dir = "/var/lib/other/mnt"
-docker_socket = "/run/other/docker.sock"
+driver = "second"
 host = "other"
 # what a host does whose volume was taken: its I/O fails after this
 replacement_timeout = 5
@@ -176,6 +173,11 @@ cinder-nbd --config /tmp/other.toml daemon >"$OUT/other.log" 2>&1 &
 second=$!
 at_end 'tail -n 30 "$OUT/other.log"'
 wait_for 60 other status || fail "no second daemon"
+docker volume create -d second -o size=1 s2 >/dev/null || fail "docker volume create -d second"
+docker run --rm -v s2:/data bed sh -c 'echo two >/data/file && sync' || fail "a container with a volume of the second driver"
+cli list --json | grep -q s2 && fail "the first daemon has the second one's volume"
+docker volume rm s2 >/dev/null || fail "docker volume rm s2"
+ok "two daemons on a host serve a driver each"
 cli volume create fought --size 1 >/dev/null || fail "volume create fought"
 cli attach fought >/dev/null || fail "attach fought"
 other attach fought >/tmp/refused 2>&1 && fail "a volume that another host has was attached"
