@@ -10,6 +10,7 @@
 )]
 
 mod copies;
+mod rights;
 mod services;
 mod types;
 

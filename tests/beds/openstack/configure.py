@@ -119,6 +119,8 @@ fixed_key = {words["fixed_key"]}
 # The daemons are root already; without this they want sudo and rootwrap.
 helper_command = privsep-helper --config-file {bed.path("etc/cinder.conf")}
 [keystone_authtoken]
+# Credentials with access rules name it so.
+service_type = block-storage
 www_authenticate_uri = {bed.url("keystone")}
 auth_url = {bed.url("keystone")}
 auth_type = password
