@@ -5,7 +5,7 @@
 //! 1. All state of a volume is changed here and nowhere else; others see `View`s.
 //! 2. A mount is taken down only when the count is at zero *and* the kernel knows no other user.
 //!    Counts are a hint: `docker cp` sends a second Mount and Unmount with the same ID, and a
-//!    crashed engine sends no Unmount at all.
+//!    crashed engine sends no Unmount at all, and mounts again with the same ID.
 //! 3. Who has it mounted, and that it was attached by hand, is in the entry on the disk before the
 //!    answer: the next process goes on with it.
 //! 4. A caller that hangs up during a mount has not mounted: what was done is kept for a while, for

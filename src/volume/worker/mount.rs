@@ -19,6 +19,7 @@ impl Worker {
     pub(super) async fn mount(&mut self, id: &str) -> Result<PathBuf, Error> {
         self.again_at = None;
         if let Some(at) = self.standing_mount().await? {
+            self.forget_dead(id).await?;
             self.count_up(id);
             self.note().await;
             return Ok(at);
@@ -73,6 +74,20 @@ impl Worker {
             return Ok(());
         }
         self.release(Release::Clean).await
+    }
+
+    /// An engine that was killed gave nothing back of the containers that ended with it, and mounts for them with their old
+    /// IDs. So does `docker cp`, of a container that has the volume: then the kernel knows a user.
+    async fn forget_dead(&mut self, id: &str) -> Result<(), Error> {
+        // Without an ID, all callers of an engine are one, and another one may not have begun to use what it was given.
+        if !id.is_empty() && self.counts.contains_key(id) && !self.is_used().await? {
+            tracing::info!(
+                volume = self.name,
+                "mounted again by a caller that is counted and has not got it any more"
+            );
+            self.counts.remove(id);
+        }
+        Ok(())
     }
 
     /// The mountpoint, if it is really mounted: somebody may have unmounted it by hand. Whether the device is served
