@@ -311,11 +311,26 @@ async fn an_engine_that_was_killed_and_asks_again_with_its_old_id_is_counted_onc
     bed.world.set_users(Vec::new());
     bed.engine.unmount("v1", "c1").await.unwrap();
     assert!(bed.world.is_clean());
-    // Without an ID nobody knows whether it is another caller.
-    bed.engine.mount("v1", "").await.unwrap();
-    bed.engine.mount("v1", "").await.unwrap();
-    bed.engine.unmount("v1", "").await.unwrap();
-    assert_eq!(bed.state("v1").await, State::Mounted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_told_of_a_mount_is_counted_until_it_must_have_begun_to_use_it() {
+    for is_late in [false, true] {
+        for (first, second) in [("c1", "c2"), ("", "")] {
+            let bed = Bed::new();
+            bed.engine.create("v1", created(1)).await.unwrap();
+            bed.engine.mount("v1", first).await.unwrap();
+            // The engine may be at work on another volume of the first container.
+            tokio::time::sleep(Duration::from_mins(9)).await;
+            bed.engine.mount("v1", second).await.unwrap();
+            assert_eq!(bed.engine.get("v1").await.unwrap().mounts, 2);
+            if is_late {
+                tokio::time::sleep(Duration::from_mins(11)).await;
+            }
+            bed.engine.unmount("v1", second).await.unwrap();
+            assert_eq!(bed.world.is_clean(), is_late, "{first:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -136,6 +136,8 @@ pub(crate) struct Worker {
     marks: Marks,
     mountpoint: Option<PathBuf>,
     counts: BTreeMap<String, u32>,
+    /// When somebody was last told where it is mounted.
+    told_at: Instant,
     held: bool,
     /// Attachments still to be taken out of Cinder.
     left: Vec<Entry>,
@@ -169,6 +171,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a mount is kept for a caller that hung up. Docker gives up after 120 s, and people try
 /// again at once.
 const ABANDONED_INTERVAL: Duration = Duration::from_mins(5);
+/// From Mount to the moment when the kernel knows its caller: an engine mounts all volumes of a container, with two
+/// minutes for each, before the container has any. Chosen freely, any value above that works.
+const BEGIN_INTERVAL: Duration = Duration::from_mins(10);
 
 impl Worker {
     /// A volume with what is on the disk about it.
@@ -196,6 +201,8 @@ impl Worker {
             marks: Marks::default(),
             mountpoint: None,
             counts: BTreeMap::new(),
+            // By a process before us, perhaps just now.
+            told_at: Instant::now(),
             held: false,
             left,
             must_reclaim,
@@ -340,6 +347,7 @@ impl Worker {
     }
 
     fn count_up(&mut self, id: &str) {
+        self.told_at = Instant::now();
         *self.counts.entry(id.to_owned()).or_default() += 1;
     }
 
