@@ -292,21 +292,24 @@ async fn what_its_caller_has_given_up_before_it_began_is_not_begun() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_crashed_and_asks_again_with_its_old_id_is_counted_twice_and_the_kernel_decides()
- {
+async fn an_engine_that_was_killed_and_asks_again_with_its_old_id_is_counted_once() {
     let bed = Bed::new();
     bed.engine.create("v1", created(1)).await.unwrap();
     bed.engine.mount("v1", "c1").await.unwrap();
-    // It died, sent no Unmount, and its restarted container asks with the id that it had.
-    bed.engine.mount("v1", "c1").await.unwrap();
     bed.world.set_users(vec![user()]);
+    bed.engine.mount("v1", "c2").await.unwrap();
+    // It died with its containers, sent no Unmount, and the first of them starts again with the ID that it had.
+    bed.world.set_users(Vec::new());
+    bed.engine.mount("v1", "c1").await.unwrap();
+    assert_eq!(bed.engine.get("v1").await.unwrap().mounts, 2);
+    bed.world.set_users(vec![user()]);
+    // As `docker cp` does, of a container that has it.
+    bed.engine.mount("v1", "c1").await.unwrap();
     bed.engine.unmount("v1", "c1").await.unwrap();
+    bed.engine.unmount("v1", "c2").await.unwrap();
     assert_eq!(bed.state("v1").await, State::Mounted);
     bed.world.set_users(Vec::new());
-    // One is counted too many; whoever removes it is told, and by force it goes, if the kernel knows no user.
-    let error = line(&bed.engine.remove("v1").await.unwrap_err());
-    assert!(error.contains("1 mount is counted"), "{error}");
-    bed.engine.detach("v1", true).await.unwrap();
+    bed.engine.unmount("v1", "c1").await.unwrap();
     assert!(bed.world.is_clean());
 }
 
@@ -333,4 +336,37 @@ async fn further_portals_are_asked_of_the_target_where_cinder_gives_credentials_
     bed.world.fail("portals");
     bed.attach("v1").await;
     assert!(bed.world.more_portals().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_told_of_a_mount_is_counted_until_it_must_have_begun_to_use_it() {
+    for is_late in [false, true] {
+        for (first, second) in [("c1", "c2"), ("", "")] {
+            let bed = Bed::new();
+            bed.engine.create("v1", created(1)).await.unwrap();
+            bed.engine.mount("v1", first).await.unwrap();
+            // The engine may be at work on another volume of the first container.
+            tokio::time::sleep(Duration::from_mins(9)).await;
+            bed.engine.mount("v1", second).await.unwrap();
+            assert_eq!(bed.engine.get("v1").await.unwrap().mounts, 2);
+            if is_late {
+                tokio::time::sleep(Duration::from_mins(11)).await;
+            }
+            bed.engine.unmount("v1", second).await.unwrap();
+            assert_eq!(bed.world.is_clean(), is_late, "{first:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_engine_left_counted_does_not_keep_its_volume_from_being_removed() {
+    let bed = Bed::new();
+    bed.engine.create("v1", created(1)).await.unwrap();
+    bed.engine.mount("v1", "c1").await.unwrap();
+    bed.world.set_users(vec![user()]);
+    let error = line(&bed.engine.remove("v1").await.unwrap_err());
+    assert!(error.contains("1 mount is counted"), "{error}");
+    bed.world.set_users(Vec::new());
+    bed.engine.remove("v1").await.unwrap();
+    assert!(bed.world.is_clean() && bed.world.volumes().is_empty());
 }

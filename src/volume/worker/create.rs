@@ -103,7 +103,8 @@ impl Worker {
     }
 
     pub(super) async fn remove(&mut self) -> Result<(), Error> {
-        if self.count() > 0 {
+        // An engine asks for this when no container of it has the volume; one that was killed leaves counts of those it had.
+        if self.count() > 0 && self.is_used().await? {
             return Err(self.counted("unmount it first"));
         }
         if self.held {
@@ -115,6 +116,7 @@ impl Worker {
         }
         self.settle_volume().await?;
         self.release(Release::Clean).await?;
+        self.counts.clear();
         self.settle_left().await?;
         let record = if let Some(record) = self.record.clone() {
             record

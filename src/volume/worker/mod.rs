@@ -5,7 +5,7 @@
 //! 1. All state of a volume is changed here and nowhere else; others see `View`s.
 //! 2. A mount is taken down only when the count is at zero *and* the kernel knows no other user.
 //!    Counts are a hint: `docker cp` sends a second Mount and Unmount with the same ID, and a
-//!    crashed engine sends no Unmount at all.
+//!    crashed engine sends no Unmount at all, and mounts again with the same ID.
 //! 3. Who has it mounted, and that it was attached by hand, is in the entry on the disk before the
 //!    answer: the next process goes on with it.
 //! 4. A caller that hangs up during a mount has not mounted: what was done is kept for a while, for
@@ -141,6 +141,8 @@ pub(crate) struct Worker {
     marks: Marks,
     mountpoint: Option<PathBuf>,
     counts: BTreeMap<String, u32>,
+    /// When somebody was last told where it is mounted.
+    told_at: Instant,
     held: bool,
     /// Attachments still to be taken out of Cinder.
     left: Vec<Entry>,
@@ -174,6 +176,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a mount is kept for a caller that hung up. Docker gives up after 120 s, and people try
 /// again at once.
 const ABANDONED_INTERVAL: Duration = Duration::from_mins(5);
+/// From Mount to the moment when the kernel knows its caller: an engine mounts all volumes of a container, with two
+/// minutes for each, before the container has any. Chosen freely, any value above that works.
+const BEGIN_INTERVAL: Duration = Duration::from_mins(10);
 
 impl Worker {
     /// A volume with what is on the disk about it.
@@ -201,6 +206,8 @@ impl Worker {
             marks: Marks::default(),
             mountpoint: None,
             counts: BTreeMap::new(),
+            // By a process before us, perhaps just now.
+            told_at: Instant::now(),
             held: false,
             left,
             must_reclaim,
@@ -349,6 +356,7 @@ impl Worker {
     }
 
     fn count_up(&mut self, id: &str) {
+        self.told_at = Instant::now();
         *self.counts.entry(id.to_owned()).or_default() += 1;
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::time::Instant;
 
-use super::{RETRY_INTERVAL, Worker};
+use super::{BEGIN_INTERVAL, RETRY_INTERVAL, Worker};
 use crate::volume::attachment::Attached;
 use crate::volume::error::{Cause, Error, line};
 use crate::volume::journal::{Formatted, Record};
@@ -19,6 +19,7 @@ impl Worker {
     pub(super) async fn mount(&mut self, id: &str) -> Result<PathBuf, Error> {
         self.again_at = None;
         if let Some(at) = self.standing_mount().await? {
+            self.forget_dead(id).await;
             self.count_up(id);
             self.note().await;
             return Ok(at);
@@ -68,11 +69,31 @@ impl Worker {
 
     pub(super) async fn unmount(&mut self, id: &str) -> Result<(), Error> {
         self.discount(id);
+        self.forget_dead("").await;
         self.note().await;
         if self.count() > 0 || self.mountpoint.is_none() {
             return Ok(());
         }
         self.release(Release::Clean).await
+    }
+
+    /// Forgets what is counted of callers that have gone without a word: of an engine that was killed, and its containers with
+    /// it. It mounts again with their old IDs; so does `docker cp`, of a container that has the volume, but then the kernel
+    /// knows a user.
+    async fn forget_dead(&mut self, id: &str) {
+        if self.count() == 0 {
+            return;
+        }
+        match self.is_used().await {
+            Ok(false) if self.told_at.elapsed() >= BEGIN_INTERVAL => self.counts.clear(),
+            // Without an ID all callers are one, and the other may be about to use what it was told.
+            Ok(false) if !id.is_empty() => drop(self.counts.remove(id)),
+            Ok(_) => {}
+            // One counted too many costs less than a Mount that is refused.
+            Err(error) => {
+                tracing::warn!(volume = self.name, error = line(&error), "counts stay");
+            }
+        }
     }
 
     /// The mountpoint, if it is really mounted: somebody may have unmounted it by hand. Whether the device is served

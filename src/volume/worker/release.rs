@@ -5,6 +5,7 @@
 //! user; the one exception is the end of the daemon, after the time given, and then all that is
 //! dirty is written back before.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,7 +14,7 @@ use super::{RETRY_INTERVAL, Worker};
 use crate::volume::attachment;
 use crate::volume::engine::Parting;
 use crate::volume::error::{Error, line};
-use crate::volume::platform::Release;
+use crate::volume::platform::{MountUser, Release};
 
 /// Between two looks at a busy volume while the daemon stops.
 const STOP_INTERVAL: Duration = Duration::from_millis(500);
@@ -187,10 +188,7 @@ impl Worker {
         };
         let path = live.device.path();
         if let Some(at) = self.mountpoint.clone() {
-            let users = self.cx.out.users(&path, &at).await;
-            let users = users.map_err(|cause| {
-                Error::step(format!("asking who uses {}", path.display()), cause)
-            })?;
+            let users = self.users(&path, &at).await?;
             if !users.is_empty() {
                 return Err(Error::mounted(&self.name, &users));
             }
@@ -211,5 +209,20 @@ impl Worker {
         let result = detached.map_err(|failure| self.keep(failure));
         self.forget_unstored();
         result
+    }
+
+    /// Whether the kernel knows a user beside our own mount.
+    pub(super) async fn is_used(&self) -> Result<bool, Error> {
+        let Some(path) = self.device() else {
+            return Ok(false);
+        };
+        let at = self.mountpoint.clone().unwrap_or_default();
+        Ok(!self.users(&path, &at).await?.is_empty())
+    }
+
+    /// Who has the device mounted elsewhere than there, as the kernel says.
+    pub(super) async fn users(&self, device: &Path, at: &Path) -> Result<Vec<MountUser>, Error> {
+        let users = self.cx.out.users(device, at).await;
+        users.map_err(|cause| Error::step(format!("asking who uses {}", device.display()), cause))
     }
 }

@@ -243,10 +243,7 @@ impl Worker {
         };
         if let Some(path) = waiting.path.clone() {
             let at = self.mountpoint.clone().unwrap_or_default();
-            let users = self.cx.out.users(&path, &at).await;
-            let users = users.map_err(|cause| {
-                Error::step(format!("asking who uses {}", path.display()), cause)
-            })?;
+            let users = self.users(&path, &at).await?;
             if !users.is_empty() {
                 return Err(Error::mounted(&self.name, &users));
             }

@@ -2,6 +2,15 @@
 
 say() { echo "--- [$(cut -d' ' -f1 /proc/uptime)] $*"; }
 fail() { echo "FAIL: $*"; exit 1; }
+ok() { echo "ok: $* [$(cut -d' ' -f1 /proc/uptime)]"; }
+
+# at_end COMMAND: when the job ends, however it does; the last one first
+ends=
+at_end() { ends="$1; $ends"; }
+trap 'eval "$ends"' EXIT
+
+# field NAME: its value in a line of JSON
+field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
 
 # wait_for SECONDS COMMAND...: until the command succeeds; fails when the time is over
 wait_for() {
@@ -12,23 +21,37 @@ wait_for() {
   done
 }
 
-# docker_up: a real engine with its classic storage and bridge; logs under $OUT
+# docker_up OPTION...: a real engine with its classic storage and bridge; logs under $OUT
 docker_up() {
   for module in overlay bridge br_netfilter veth iptable_filter iptable_nat nf_conntrack xt_conntrack xt_addrtype xt_MASQUERADE; do
     modprobe -q $module
   done
   containerd >"$OUT/containerd.log" 2>&1 &
   wait_for 60 test -S /run/containerd/containerd.sock || { tail -n 20 "$OUT/containerd.log"; return 1; }
-  dockerd --containerd /run/containerd/containerd.sock >"$OUT/dockerd.log" 2>&1 &
+  dockerd_up "$@"
+}
+
+# dockerd_up OPTION...: the engine itself, again too; $engine is its process
+dockerd_up() {
+  dockerd --containerd /run/containerd/containerd.sock "$@" >>"$OUT/dockerd.log" 2>&1 &
+  engine=$!
   wait_for 120 docker version || { tail -n 20 "$OUT/dockerd.log"; return 1; }
 }
 
-# docker_image: an image `bed` out of the guest's own static busybox; no registry is asked
+# docker_image: an image `bed` out of the guest's own static busybox, kept as a tar; no registry is asked
 docker_image() {
   mkdir -p /tmp/image/bin /tmp/image/data /tmp/image/tmp
   cp /bin/busybox /tmp/image/bin/
   for applet in sh cat dd ls sha256sum sync sleep df; do ln -sf busybox /tmp/image/bin/$applet; done
-  tar -c -C /tmp/image . | docker import -c 'ENV PATH=/bin' -c 'CMD ["/bin/sh"]' - bed >/dev/null
+  tar -c -C /tmp/image . >/tmp/image.tar
+  docker import -c 'ENV PATH=/bin' -c 'CMD ["/bin/sh"]' /tmp/image.tar bed >/dev/null
+}
+
+# writes_to VOLUME CONTAINER: a container that writes numbered records, each synced, until there is a file named stop
+writes_to() {
+  docker run -d --name "$2" -v "$1:/data" bed sh -c \
+    'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
+    fail "a container that writes to $1"
 }
 
 # lio_up: the kernel's iSCSI target, ready to be configured; its records are kept where it looks for them by default

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::faults;
+
 /// How long a session may take to go after the last command: logout is asynchronous on the target's side.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -59,7 +61,7 @@ impl Bed {
 }
 
 /// Serves until it is dropped; the file appears whole when all is ready.
-pub(crate) async fn serve(environment: &Path) -> Result<()> {
+pub(crate) async fn serve(environment: &Path, faults: Option<&Path>) -> Result<()> {
     let bed = Bed::start().await?;
     let mut text = String::new();
     for (name, value) in bed.environment() {
@@ -69,5 +71,8 @@ pub(crate) async fn serve(environment: &Path) -> Result<()> {
     std::fs::write(&unfinished, text)
         .and_then(|()| std::fs::rename(&unfinished, environment))
         .with_context(|| format!("write {}", environment.display()))?;
-    std::future::pending().await
+    match faults {
+        Some(pipe) => faults::obey(pipe, &bed.inner.cloud).await,
+        None => std::future::pending().await,
+    }
 }

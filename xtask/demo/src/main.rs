@@ -5,6 +5,7 @@
 
 mod bed;
 mod daemon;
+mod faults;
 mod play;
 mod plugin;
 mod story;
@@ -37,6 +38,9 @@ enum Verb {
         /// Where to write the `OS_*` variables, as shell assignments.
         #[arg(long)]
         environment: PathBuf,
+        /// A named pipe to take faults from, a line each: `delay SECONDS TIMES METHOD ROUTE`, `clear`.
+        #[arg(long)]
+        faults: Option<PathBuf>,
     },
 }
 
@@ -77,6 +81,9 @@ async fn until_signal(verb: Verb) -> Result<ExitCode> {
 async fn perform(verb: Verb) -> Result<()> {
     match verb {
         Verb::Play { daemon } => play::play(&daemon).await,
-        Verb::Serve { environment } => bed::serve(&environment).await,
+        Verb::Serve {
+            environment,
+            faults,
+        } => bed::serve(&environment, faults.as_deref()).await,
     }
 }

@@ -29,6 +29,8 @@ const LIO_LIMIT: Duration = Duration::from_mins(10);
 const RESTART_LIMIT: Duration = Duration::from_mins(10);
 /// A Docker engine needs 12 s to answer there, a container 5 s; a busy host several times that.
 const VOLUME_LIMIT: Duration = Duration::from_mins(15);
+/// Four starts of the engine and some twenty containers.
+const DOCKER_LIMIT: Duration = Duration::from_mins(20);
 
 /// The guest and the programs that go into it.
 pub(super) struct Ground {
@@ -66,6 +68,7 @@ pub(super) async fn vm(summary: &mut Summary) {
     let job = ground.volume();
     let job = job.and_then(|job| Ok(job.program("demo", &ground.built.program("demo")?)));
     volume(summary, "VM: volumes and Docker", &ground, job).await;
+    docker(summary, &ground).await;
 }
 
 /// The bed itself, so that a broken one is not taken for a broken driver.
@@ -166,6 +169,16 @@ async fn restart(summary: &mut Summary, ground: &Ground) {
         Ok(job.program("cinder-nbd", &ground.built.program("cinder-nbd")?))
     };
     volume(summary, "VM: killed and restarted", ground, job()).await;
+}
+
+/// Engines that behave as they may: Docker and Podman, and the stand-in that is slow or away.
+async fn docker(summary: &mut Summary, ground: &Ground) {
+    let job = || {
+        Ok(Job::of_file("docker", DOCKER_LIMIT)?
+            .program("cinder-nbd", &ground.built.program("cinder-nbd")?)
+            .program("demo", &ground.built.program("demo")?))
+    };
+    volume(summary, "VM: Docker and Podman", ground, job()).await;
 }
 
 /// One run of `jobs/volume.sh` or a job like it, whose lines that begin with `ok:` are its tests.

@@ -18,8 +18,9 @@ use crate::{host, house};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
-/// Where Debian's packages have what qemu loads while it runs.
-const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Where Debian's packages have libraries, and in the first of them what qemu loads while it runs. Unpacked, the two are not
+/// one, as they are where such packages are installed.
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 const FIRMWARE: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 /// 30 MB over a slow line.
 const LIMIT: Duration = Duration::from_mins(15);
@@ -61,13 +62,16 @@ impl Emulator {
     }
 
     fn of_tree(root: &Path) -> Self {
-        let libraries = root.join(LIBRARIES);
+        let libraries = LIBRARIES.map(|part| root.join(part));
+        let mut searched = libraries[0].clone().into_os_string();
+        searched.push(":");
+        searched.push(&libraries[1]);
         let firmware = FIRMWARE.map(|part| root.join(part));
         Self {
             program: root.join("usr/bin").join(PROGRAM),
             environment: vec![
-                ("QEMU_MODULE_DIR", libraries.join("qemu").into()),
-                ("LD_LIBRARY_PATH", libraries.into()),
+                ("QEMU_MODULE_DIR", libraries[0].join("qemu").into()),
+                ("LD_LIBRARY_PATH", searched),
             ],
             arguments: firmware
                 .into_iter()

@@ -8,9 +8,6 @@ ROUNDS=1 IOS=4000 MIB=96 WAYS='kernel ours qemu' JOBS='rr1 rw1 rr32 rw32 sr sw' 
 IQN=iqn.2026-11.org.cinder-nbd:bench
 PORTAL=127.0.0.1:3260
 DISK_MIB=256
-ends=
-trap 'eval "$ends"' EXIT
-at_end() { ends="$1; $ends"; }
 
 # --- the target
 lio_up || fail "the guest's kernel has no LIO"

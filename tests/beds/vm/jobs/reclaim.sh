@@ -3,7 +3,6 @@
 # Each line `ok: ...` is a test.
 . bed/lib.sh
 . ./target.env
-ok() { echo "ok: $* [$(cut -d' ' -f1 /proc/uptime)]"; }
 cat >/tmp/bed.toml <<TOML
 runtime_dir = "/run/cinder-nbd"
 state_dir = "/var/lib/cinder-nbd"

@@ -4,12 +4,7 @@
 rounds=${RESTART_ROUNDS:-50}
 planned=${RESTART_PLANNED:-5}
 iqn=iqn.2026-11.test.lio:restart
-ok() { echo "ok: $* [$(cut -d' ' -f1 /proc/uptime)]"; }
-field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
 now() { cut -d' ' -f1 /proc/uptime; }
-ends=
-at_end() { ends="$1; $ends"; }
-trap 'eval "$ends"' EXIT
 
 # --- a target with CHAP and two LUNs: one for fio, one for a filesystem
 lio_up || fail "the guest's kernel has no LIO"

@@ -1,19 +1,6 @@
 # A user's day: volumes by the command line, then by a real Docker engine. Against the stand-in inside the guest,
 # or, when the job brings cloud.env, against a real Cinder on the host. Each line `ok: ...` is a test.
 . bed/lib.sh
-ok() { echo "ok: $* [$(cut -d' ' -f1 /proc/uptime)]"; }
-ends=
-at_end() { ends="$1; $ends"; }
-trap 'eval "$ends"' EXIT
-# the value of a field in a line of JSON
-field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" | head -n 1; }
-
-# writes_to VOLUME CONTAINER: a container that writes numbered records, each synced, until there is a file named stop
-writes_to() {
-  docker run -d --name "$2" -v "$1:/data" bed sh -c \
-    'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
-    fail "a container that writes to $1"
-}
 
 # --- the cloud
 if [ -e cloud.env ]; then
