@@ -235,6 +235,15 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_the_same_list() {
+        let document = include_str!("../../docs/docker.md");
+        let list = document.split("| option | takes |\n|---|---|\n").nth(1);
+        let rows = list.unwrap().lines().take_while(|line| !line.is_empty());
+        let ours = OPTIONS.map(|(name, takes)| format!("| `{name}` | {takes} |"));
+        assert_eq!(rows.collect::<Vec<_>>(), ours);
+    }
+
+    #[test]
     fn what_is_asked_for_arrives() {
         let request = read(&[
             ("uid", "999"),

@@ -178,6 +178,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_document_names_every_key_of_the_status() {
+        let text = || Some("x".to_owned());
+        let view = View {
+            volume_id: text(),
+            volume_type: text(),
+            fstype: text(),
+            device: Some("/dev/nbd0".into()),
+            target: text(),
+            portal: text(),
+            identity: text(),
+            taken: text(),
+            pending: text(),
+            last_error: text(),
+            size_gib: Some(1),
+            device_bytes: Some(1),
+            filesystem_bytes: Some(1),
+            ..View::default()
+        };
+        let document = include_str!("../../docs/docker.md");
+        let begin = document.find("| key | what |").unwrap();
+        let table: Vec<&str> = document[begin..].split("\n\n").take(1).collect();
+        let status = VolumeView::full(&view).status;
+        assert_eq!(status.len(), 16);
+        for key in status.keys() {
+            assert!(table[0].contains(&format!("`{key}`")), "{key}");
+        }
+    }
+
+    #[test]
     fn times_are_rfc3339_or_absent() {
         for text in [
             "2026-11-22T20:30:00.000000",
