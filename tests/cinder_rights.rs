@@ -114,6 +114,27 @@ async fn copies(cinder: &Cinder, id: &str) {
     cinder.delete_snapshot(&snapshot.id).await.unwrap();
 }
 
+/// Whether a request is one of those that the rule allows.
+///
+/// keystonemiddleware, `auth_token`: a star is at least one letter of a segment, two are anything.
+fn allows(rule: &Rule, method: &str, path: &str) -> bool {
+    rule.method == method && matches(rule.path.as_bytes(), path.as_bytes())
+}
+
+fn matches(pattern: &[u8], path: &[u8]) -> bool {
+    match pattern {
+        [] => path.is_empty(),
+        [b'*', b'*', rest @ ..] => (0..=path.len()).any(|at| matches(rest, &path[at..])),
+        [b'*', rest @ ..] => {
+            let segment = path.iter().take_while(|byte| **byte != b'/').count();
+            (1..=segment).any(|at| matches(rest, &path[at..]))
+        }
+        [letter, rest @ ..] => path
+            .split_first()
+            .is_some_and(|(first, path)| first == letter && matches(rest, path)),
+    }
+}
+
 #[tokio::test]
 async fn the_rights_that_are_listed_are_those_that_are_used() {
     let rules = rights::published();
@@ -126,7 +147,7 @@ async fn the_rights_that_are_listed_are_those_that_are_used() {
         let method = request.name.split(' ').next().unwrap().to_owned();
         let path = request.path.split('?').next().unwrap();
         let path = path.strip_prefix(PREFIX).unwrap_or(path);
-        let rule = rules.iter().position(|rule| rule.allows(&method, path));
+        let rule = rules.iter().position(|rule| allows(rule, &method, path));
         let rule = rule.unwrap_or_else(|| panic!("{method} {path} is not listed"));
         used[rule] = true;
     }
@@ -147,11 +168,11 @@ fn a_rule_is_matched_as_keystone_does() {
         path: path.to_owned(),
     };
     let both = rule("/v3**/volumes/*");
-    assert!(both.allows("GET", "/v3/volumes/1"));
-    assert!(both.allows("GET", "/v3/project/volumes/1"));
-    assert!(!both.allows("POST", "/v3/volumes/1"));
-    assert!(!both.allows("GET", "/v3/volumes"));
-    assert!(!both.allows("GET", "/v3/volumes/1/metadata"));
-    assert!(!both.allows("GET", "/v2/volumes/1"));
-    assert!(!rule("/v3**/volumes").allows("GET", "/v3/volumes/detail"));
+    assert!(allows(&both, "GET", "/v3/volumes/1"));
+    assert!(allows(&both, "GET", "/v3/project/volumes/1"));
+    assert!(!allows(&both, "POST", "/v3/volumes/1"));
+    assert!(!allows(&both, "GET", "/v3/volumes"));
+    assert!(!allows(&both, "GET", "/v3/volumes/1/metadata"));
+    assert!(!allows(&both, "GET", "/v2/volumes/1"));
+    assert!(!allows(&rule("/v3**/volumes"), "GET", "/v3/volumes/detail"));
 }
