@@ -49,7 +49,7 @@ docker_image() {
 
 # writes_to VOLUME CONTAINER: a container that writes numbered records, each synced, until there is a file named stop
 writes_to() {
-  docker run -d --name "$2" -v "$1:/data" bed sh -c \
+  docker run -d --network none --name "$2" -v "$1:/data" bed sh -c \
     'i=0; while [ ! -e /data/stop ]; do i=$((i + 1)); echo $i >>/data/records && sync || exit 1; done' >/dev/null ||
     fail "a container that writes to $1"
 }

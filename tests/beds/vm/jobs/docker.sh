@@ -19,7 +19,8 @@ cinder-nbd --config /tmp/bed.toml supervise >"$OUT/daemon.log" 2>&1 &
 supervisor=$!
 at_end 'tail -n 40 "$OUT/daemon.log"'
 daemon() { pgrep -P $supervisor | head -n 1; }
-# nobody here has a network: each start of the engine is 5 s shorter
+# nobody here has a network: each start of the engine is 5 s shorter. Containers say so too, or the engine keeps their
+# network's leftovers and clears them one by one when it starts again
 alone='--bridge none --iptables=false'
 docker_up $alone || fail "no Docker engine"
 docker_image || fail "docker import"
@@ -29,7 +30,7 @@ wait_for 60 test -S /run/docker/plugins/cinder.sock || fail "the daemon does not
 create() { docker volume create -d cinder -o size=1 -o fstype=ext4 "$1" >/dev/null || fail "docker volume create $1"; }
 # holds CONTAINER VOLUME: a container that has the volume and does nothing; none waits for it to end in its own time
 holds() {
-  docker run -d --stop-timeout 1 --name "$1" -v "$2:/data" bed sleep 600 >/dev/null || fail "container $1"
+  docker run -d --network none --stop-timeout 1 --name "$1" -v "$2:/data" bed sleep 600 >/dev/null || fail "container $1"
 }
 # how the engine and the cloud see a volume
 status() { docker volume inspect -f "{{.Status.$2}}" "$1"; }
@@ -87,7 +88,7 @@ away v1 "after the last container"
 ok "after the last container it is taken off"
 
 # --- a start that fails
-docker run --rm -v v1:/data bed /nonexistent >/tmp/refused 2>&1 && fail "a command that is not there ran"
+docker run --rm --network none -v v1:/data bed /nonexistent >/tmp/refused 2>&1 && fail "a command that is not there ran"
 grep -q nonexistent /tmp/refused || fail "another failure: $(cat /tmp/refused)"
 away v1 "after a failed start"
 ok "a start that fails leaves no mount"
@@ -109,17 +110,15 @@ rm /tmp/out
 docker cp copied:/data/again /tmp/out || fail "docker cp out of a stopped container"
 cmp /tmp/in /tmp/out || fail "docker cp: other data"
 away v1 "after docker cp"
-docker start copied >/dev/null || fail "docker start"
-docker cp copied:/data/stopped /tmp/out && cmp /tmp/in /tmp/out || fail "what was copied into the stopped container is not there"
-docker rm -f copied >/dev/null
-away v1 "after docker rm"
+docker rm copied >/dev/null || fail "docker rm"
 ok "docker cp of a stopped container: mounted for it, and taken off"
 
 # --- a slow cloud
-echo 'delay 10 1 PUT /attachments/{id}' >/tmp/faults
+echo 'delay 6 1 PUT /attachments/{id}' >/tmp/faults
 begun=$(cut -d. -f1 /proc/uptime)
-docker run --rm -v v1:/data bed cat /data/file >/tmp/read || fail "a slow Mount"
-[ $(($(cut -d. -f1 /proc/uptime) - begun)) -ge 10 ] || fail "it was not slow"
+docker run --rm --network none -v v1:/data bed cat /data/stopped >/tmp/out || fail "a slow Mount"
+[ $(($(cut -d. -f1 /proc/uptime) - begun)) -ge 6 ] || fail "it was not slow"
+cmp /tmp/in /tmp/out || fail "what was copied into the stopped container is not in the volume"
 away v1 "after a slow Mount"
 ok "the engine waits for a slow Mount"
 
@@ -202,15 +201,14 @@ for target in DROP REJECT; do
   timeout 20 docker volume ls --format '{{.Driver}} {{.Name}}' | grep -qx 'cinder v1' || fail "$target: docker volume ls"
   [ "$(timeout 20 docker volume inspect -f '{{.Scope}} {{.Status.state}}' v1)" = "global detached" ] || fail "$target: docker volume inspect"
   if [ $target = REJECT ]; then
-    docker run --rm -v v1:/data bed cat /data/file >/tmp/refused 2>&1 && fail "mounted without a cloud"
+    docker run --rm --network none -v v1:/data bed cat /data/file >/tmp/refused 2>&1 && fail "mounted without a cloud"
   fi
   iptables -D OUTPUT -p tcp --dport "$cloud_port" -j $target
 done
 ok "without a cloud Docker lists and inspects, and a container is told: $(grep -v '^See' /tmp/refused)"
-docker run --rm -v v1:/data bed sh -c 'echo again >/data/file && sync' || fail "the cloud is back, the volume is not"
-away v1 "after the cloud was away"
-ok "with the cloud the volume is back"
 holds kept v1
+is_once v1 || fail "the cloud is back, the volume is not"
+ok "with the cloud the volume is back"
 kill -TERM $engine
 wait $engine
 away v1 "after the engine's end"
