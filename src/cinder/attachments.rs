@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use super::Cinder;
 use super::connection::{self, ConnectionInfo};
 use super::error::{Error, Holder};
-use super::model::{Connector, Volume, time};
+use super::http::Answer;
+use super::model::{Connector, Volume, plain, time};
 use super::session::{Call, Repeat};
-use super::volumes::state_remedy;
+use super::volumes::wrong_state;
 
 /// cinder-api waits 60 s for cinder-volume before it answers 500.
 const BACKEND_DEADLINE: Duration = Duration::from_secs(90);
@@ -36,8 +37,10 @@ struct Listed {
 
 /// A row of `GET /attachments/detail`, without its secrets.
 #[derive(Deserialize)]
-struct Row {
+pub(super) struct Row {
+    #[serde(deserialize_with = "plain")]
     id: String,
+    #[serde(deserialize_with = "plain")]
     status: String,
     #[serde(default, deserialize_with = "time")]
     attached_at: Option<String>,
@@ -111,8 +114,7 @@ impl Cinder {
             .session
             .call(Call::put(&path, body).deadline(BACKEND_DEADLINE))
             .await?;
-        let value: Value = answer.parse()?;
-        connection::parse(value.get("attachment").unwrap_or(&Value::Null))
+        connection::of(&answer)
     }
 
     /// What the second step answered, once more.
@@ -122,8 +124,7 @@ impl Cinder {
     pub async fn connection_of(&self, attachment_id: &str) -> Result<ConnectionInfo, Error> {
         let path = ["attachments", attachment_id];
         let answer = self.session.call(Call::get(&path)).await?;
-        let value: Value = answer.parse()?;
-        connection::parse(value.get("attachment").unwrap_or(&Value::Null))
+        connection::of(&answer)
     }
 
     /// Last step: `in-use`.
@@ -177,58 +178,18 @@ impl Cinder {
     /// Who holds the volume, as far as a member of the project may know.
     pub(super) async fn attached_elsewhere(&self, volume: &Volume) -> Error {
         let holders = self.holders_of(volume).await;
-        let holders = holders.unwrap_or_else(|_| completed(volume));
-        let delete = match holders.first() {
-            Some(holder) => format!(
-                "`openstack --os-volume-api-version 3.44 volume attachment delete {}`",
-                holder.attachment_id
-            ),
-            None => "`cinder reset-state` (operators only)".to_owned(),
-        };
-        let remedy = match volume.status.as_str() {
-            "in-use" => format!("detach it there first, or, if that host is surely dead, {delete}"),
-            _ => format!("wait until that attachment is done, or, if nobody is at it, {delete}"),
-        };
-        Error::AttachedElsewhere {
-            volume: volume.label().to_owned(),
-            status: volume.status.clone(),
-            holders,
-            remedy,
-        }
+        elsewhere(volume, holders.unwrap_or_else(|_| completed(volume)))
     }
 
     /// Its rows: what the volume says of the completed ones, and the others.
     pub(super) async fn holders_of(&self, volume: &Volume) -> Result<Vec<Holder>, Error> {
-        let mut holders = completed(volume);
-        let known: BTreeSet<String> = holders
-            .iter()
-            .map(|holder| holder.attachment_id.clone())
-            .collect();
-        for row in self.rows(&volume.id).await? {
-            if !known.contains(&row.id) {
-                holders.push(Holder {
-                    attachment_id: row.id,
-                    status: row.status,
-                    device: None,
-                    host: None,
-                    server_id: None,
-                    // Not completed: the volume's last change is when it was taken.
-                    since: row.attached_at.or_else(|| volume.updated_at.clone()),
-                });
-            }
-        }
-        Ok(holders)
+        Ok(holders_among(self.rows(&volume.id).await?, volume))
     }
 
     async fn rows(&self, volume_id: &str) -> Result<Vec<Row>, Error> {
         let query = [("volume_id", volume_id)];
         let path = ["attachments", "detail"];
-        let listed: Listed = self
-            .session
-            .call(Call::get(&path).query(&query))
-            .await?
-            .parse()?;
-        Ok(listed.attachments)
+        rows_in(&self.session.call(Call::get(&path).query(&query)).await?)
     }
 
     /// A refused reservation, by the volume's state: the status is 400 for all of them.
@@ -244,11 +205,7 @@ impl Cinder {
             "available" => {
                 error.with_remedy("its state has changed meanwhile: try again".to_owned())
             }
-            _ => Error::WrongState {
-                volume: volume.label().to_owned(),
-                remedy: state_remedy(&volume.status).to_owned(),
-                status: volume.status,
-            },
+            _ => wrong_state(volume),
         }
     }
 
@@ -282,6 +239,55 @@ impl Cinder {
                 }
             }
         }
+    }
+}
+
+/// The rows of an answer.
+pub(super) fn rows_in(answer: &Answer) -> Result<Vec<Row>, Error> {
+    Ok(answer.parse::<Listed>()?.attachments)
+}
+
+/// What the volume says of the completed ones, and the other rows.
+pub(super) fn holders_among(rows: Vec<Row>, volume: &Volume) -> Vec<Holder> {
+    let mut holders = completed(volume);
+    let known: BTreeSet<String> = holders
+        .iter()
+        .map(|holder| holder.attachment_id.clone())
+        .collect();
+    for row in rows {
+        if !known.contains(&row.id) {
+            holders.push(Holder {
+                attachment_id: row.id,
+                status: row.status,
+                device: None,
+                host: None,
+                server_id: None,
+                // Not completed: the volume's last change is when it was taken.
+                since: row.attached_at.or_else(|| volume.updated_at.clone()),
+            });
+        }
+    }
+    holders
+}
+
+/// The volume is theirs.
+pub(super) fn elsewhere(volume: &Volume, holders: Vec<Holder>) -> Error {
+    let delete = match holders.first() {
+        Some(holder) => format!(
+            "`openstack --os-volume-api-version 3.44 volume attachment delete {}`",
+            holder.attachment_id
+        ),
+        None => "`cinder reset-state` (operators only)".to_owned(),
+    };
+    let remedy = match volume.status.as_str() {
+        "in-use" => format!("detach it there first, or, if that host is surely dead, {delete}"),
+        _ => format!("wait until that attachment is done, or, if nobody is at it, {delete}"),
+    };
+    Error::AttachedElsewhere {
+        volume: volume.label().to_owned(),
+        status: volume.status.clone(),
+        holders,
+        remedy,
     }
 }
 

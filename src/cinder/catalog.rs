@@ -11,7 +11,9 @@ use std::collections::BTreeSet;
 use reqwest::Url;
 use serde::Deserialize;
 
-use super::error::Error;
+use super::error::{Error, listed};
+use super::fault::word;
+use super::http::without_query;
 use crate::config::{CloudConfig, Interface};
 
 /// The official type first, then its aliases. `volumev2` is gone from the servers and not listed.
@@ -80,14 +82,18 @@ pub(super) fn find(catalog: &[Service], config: &CloudConfig) -> Result<Url, Err
 }
 
 fn parse(url: &str) -> Result<Url, Error> {
-    Url::parse(url)
-        .ok()
-        .filter(Url::has_host)
+    let parsed = Url::parse(url).ok().filter(Url::has_host);
+    parsed
+        .filter(|url| url.as_str().len() <= URL_BYTES_MAX)
         .ok_or_else(|| Error::NotCinder {
-            url: url.to_owned(),
+            // What stands before an `@` may be a password.
+            url: word(url.rsplit('@').next().unwrap_or_default()),
             found: "this is not an address".to_owned(),
         })
 }
+
+/// Chosen freely: what proxies and servers take at least, and errors print it.
+const URL_BYTES_MAX: usize = 2048;
 
 fn absent(catalog: &[Service], config: &CloudConfig) -> Error {
     let wanted = match &config.region {
@@ -145,7 +151,8 @@ fn absent(catalog: &[Service], config: &CloudConfig) -> Error {
 }
 
 fn joined(words: &BTreeSet<&str>) -> String {
-    words.iter().copied().collect::<Vec<_>>().join(", ")
+    let words: Vec<String> = words.iter().map(|text| word(text)).collect();
+    listed(&words)
 }
 
 /// Cinder's address taken apart.
@@ -179,7 +186,7 @@ impl Base {
             Some(version) if is_version(version) => {
                 let found = format!("the address is of version {version}");
                 return Err(Error::NotCinder {
-                    url: url.to_string(),
+                    url: without_query(url),
                     found,
                 });
             }

@@ -5,7 +5,7 @@
 //! Invariants:
 //! 1. Other transports, other authentications and encrypted volumes are refused by name: a LUN that is used wrongly is
 //!    data lost.
-//! 2. No error repeats a value of it but the transport's name: the CHAP secret is among them.
+//! 2. No error repeats a value of it but the transport's name and the volume's id: the CHAP secrets are among them.
 //!
 //! Block sizes, `discard` and `cacheable` are not read: the LUN itself tells them, and surely.
 
@@ -17,6 +17,8 @@ use serde_json::Value;
 mod paths;
 
 use super::error::Error;
+use super::fault::word;
+use super::http::Answer;
 use super::qos;
 use crate::block::Rates;
 
@@ -57,8 +59,14 @@ struct Wire {
     qos_specs: Option<Value>,
 }
 
+/// From an answer that shows an attachment.
+pub(super) fn of(answer: &Answer) -> Result<ConnectionInfo, Error> {
+    let value: Value = answer.parse()?;
+    parse(value.get("attachment").unwrap_or(&Value::Null))
+}
+
 /// From the attachment as `PUT /attachments/ID` answers it.
-pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
+fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
     let missing = |what: &str| Error::ConnectionInfo(format!("it has no {what}"));
     let info = attachment
         .get("connection_info")
@@ -81,7 +89,7 @@ pub(super) fn parse(attachment: &Value) -> Result<ConnectionInfo, Error> {
     }
     if wire.encrypted.unwrap_or(false) {
         return Err(Error::Encrypted {
-            volume: wire.volume_id.unwrap_or_default(),
+            volume: word(&wire.volume_id.unwrap_or_default()),
         });
     }
     let mode = |key: &str| attachment.get(key).and_then(Value::as_str);

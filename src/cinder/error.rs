@@ -421,7 +421,8 @@ pub(super) const REMEDY_NOT_FOUND: &str = "check the name or id with `cinder-nbd
 /// Enough to choose from; the rest is counted.
 const LISTED_MAX: usize = 10;
 
-fn listed(ids: &[String]) -> String {
+/// The first of them, with commas.
+pub(super) fn listed(ids: &[String]) -> String {
     let mut text = ids
         .iter()
         .take(LISTED_MAX)
@@ -435,15 +436,9 @@ fn listed(ids: &[String]) -> String {
 }
 
 fn holders_text(holders: &[Holder]) -> String {
-    match holders {
-        [] => String::new(),
-        _ => format!(
-            ": {}",
-            holders
-                .iter()
-                .map(Holder::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+    if holders.is_empty() {
+        return String::new();
     }
+    let holders = holders.iter().take(LISTED_MAX + 1).map(Holder::to_string);
+    format!(": {}", listed(&holders.collect::<Vec<_>>()))
 }

@@ -6,7 +6,9 @@
 //! Invariants:
 //! 1. A message is one line of at most `MESSAGE_CHARS_MAX` characters, whatever the server sent.
 //! 2. What a schema validator quotes from our request is cut off: it may hold a password.
+//! 3. Secrets that the request held are struck out of the answer before anything else is done with its text.
 
+use iscsi::proto::Secret;
 use serde_json::Value;
 
 /// Long enough for every message of Cinder seen, short enough for a terminal; chosen freely.
@@ -22,14 +24,14 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    /// Total over any body.
-    pub(super) fn parse(status: u16, body: &[u8]) -> Self {
+    /// Total over any body; `sent` are the secrets of the request, which a server may quote.
+    pub(super) fn parse(status: u16, body: &[u8], sent: &[&Secret]) -> Self {
         let fault = match serde_json::from_slice::<Value>(body) {
-            Ok(Value::Object(object)) => Self::from_object(&object),
+            Ok(Value::Object(object)) => Self::from_object(&object, sent),
             Ok(_) => None,
             Err(_) => Some(Self {
                 name: None,
-                message: from_text(&String::from_utf8_lossy(body)),
+                message: from_text(&without(&String::from_utf8_lossy(body), sent)),
             }),
         };
         fault
@@ -40,16 +42,16 @@ impl Fault {
             })
     }
 
-    fn from_object(object: &serde_json::Map<String, Value>) -> Option<Self> {
+    fn from_object(object: &serde_json::Map<String, Value>, sent: &[&Secret]) -> Option<Self> {
         // {"message": "...<br /><br />\n\n", "code": "404 Not Found", "title": "Not Found"}
         if let Some(text) = object.get("message").and_then(Value::as_str) {
             let title = object
                 .get("title")
                 .and_then(Value::as_str)
                 .unwrap_or_default();
-            let message = from_text(text);
+            let message = from_text(&without(text, sent));
             let message = if message.is_empty() {
-                from_text(title)
+                from_text(&without(title, sent))
             } else {
                 message
             };
@@ -63,11 +65,39 @@ impl Fault {
             let text = inner.get("message").and_then(Value::as_str)?;
             Some(Self {
                 name: Some(name.clone()),
-                message: from_text(text),
+                message: from_text(&without(text, sent)),
             })
         })
     }
 }
+
+/// The text without the secrets, also as JSON within it would write them.
+fn without(text: &str, secrets: &[&Secret]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets.iter().map(|secret| secret.expose()) {
+        let quoted = Value::from(secret).to_string();
+        for form in [secret, quoted.trim_matches('"')] {
+            if !form.is_empty() {
+                text = text.replace(form, "[secret]");
+            }
+        }
+    }
+    text
+}
+
+/// A name, state or id of the server's, fit to be printed: one line, no longer than Cinder's own columns are.
+pub(super) fn word(text: &str) -> String {
+    let plain = text.chars().map(|c| if is_printed(c) { c } else { ' ' });
+    plain.take(WORD_CHARS_MAX).collect()
+}
+
+/// Whether it leaves a line and a terminal as they are.
+pub(super) fn is_printed(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// `cinder/db/sqlalchemy/models.py`: names, states and hosts are columns of 255.
+const WORD_CHARS_MAX: usize = 255;
 
 /// One line of plain text out of text or HTML.
 pub(super) fn from_text(text: &str) -> String {
@@ -92,7 +122,7 @@ pub(super) fn from_text(text: &str) -> String {
                 plain.push(' ');
             }
             _ if in_tag => {}
-            _ if c.is_control() => plain.push(' '),
+            _ if !is_printed(c) => plain.push(' '),
             _ => plain.push(c),
         }
     }
@@ -114,7 +144,7 @@ mod tests {
     use super::*;
 
     fn parse(status: u16, body: &str) -> (Option<String>, String) {
-        let fault = Fault::parse(status, body.as_bytes());
+        let fault = Fault::parse(status, body.as_bytes(), &[]);
         (fault.name, fault.message)
     }
 
@@ -198,6 +228,29 @@ mod tests {
                 .1
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn what_the_request_held_is_struck_out_before_the_text_is_cut() {
+        let secret = Secret::new("hun  ter\"2".to_owned());
+        let told = |body: &str| Fault::parse(400, body.as_bytes(), &[&secret]).message;
+        // cinder/api/validation/validators.py quotes the value.
+        let quoted = r#"{"badRequest": {"code": 400, "message": "Invalid input for auth_key. Value: hun  ter\"2."}}"#;
+        assert_eq!(told(quoted), "Invalid input for auth_key. Value: [secret]");
+        let page = "<html><title>401: token hun  ter\"2</title></html>";
+        assert_eq!(told(page), "401: token [secret]");
+        let echo = r#"you sent {"password": "hun  ter\"2"}"#;
+        assert_eq!(told(echo), r#"you sent {"password": "[secret]"}"#);
+        // The end of the line is within the secret: what is left of it is as good as all.
+        let late = format!("{}hun  ter\"2", "x".repeat(MESSAGE_CHARS_MAX - 4));
+        assert!(!told(&late).contains("hun"), "{}", told(&late));
+    }
+
+    #[test]
+    fn a_word_of_a_server_is_one_line_and_short() {
+        assert_eq!(word("in-use"), "in-use");
+        assert_eq!(word("a\r\nb\u{1b}[2J\u{85}\u{2028}"), "a  b [2J  ");
+        assert_eq!(word(&"\u{e4}".repeat(300)).chars().count(), 255);
     }
 
     #[test]

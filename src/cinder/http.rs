@@ -32,8 +32,8 @@ pub(super) struct Http {
     client: reqwest::Client,
 }
 
-/// A request.
-#[derive(Clone, Debug)]
+/// A request. No `Debug`: its body may hold a password.
+#[derive(Clone)]
 pub(super) struct Request<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
@@ -44,13 +44,14 @@ pub(super) struct Request<'a> {
     pub(super) deadline: Duration,
 }
 
-/// An answer of any status.
-#[derive(Debug)]
+/// An answer of any status. No `Debug`: its body may hold CHAP secrets.
 pub(super) struct Answer {
     pub(super) url: String,
     pub(super) status: u16,
     pub(super) body: Bytes,
     pub(super) request: RequestId,
+    /// The token that was sent.
+    pub(super) token: Option<Secret>,
     pub(super) retry_after: Option<Duration>,
     pub(super) subject_token: Option<Secret>,
     pub(super) location: Option<String>,
@@ -145,7 +146,7 @@ impl Http {
             .send()
             .await
             .map_err(|error| failure(&place, &error))?;
-        let mut answer = Answer::head(&request.url, &response);
+        let mut answer = Answer::head(&request, &response);
         let mut body = BytesMut::new();
         while let Some(chunk) = response
             .chunk()
@@ -164,13 +165,13 @@ impl Http {
             body.extend_from_slice(&chunk);
         }
         answer.body = body.freeze();
-        tracing::debug!(method = %request.method, url = %request.url, status = answer.status, request = ?answer.request.0, "cloud answered");
+        tracing::debug!(method = %request.method, url = printed(&request.url), status = answer.status, request = ?answer.request.0, "cloud answered");
         Ok(answer)
     }
 }
 
 impl Answer {
-    fn head(url: &Url, response: &reqwest::Response) -> Self {
+    fn head(asked: &Request<'_>, response: &reqwest::Response) -> Self {
         let header = |name: &str| {
             response
                 .headers()
@@ -181,11 +182,12 @@ impl Answer {
             .into_iter()
             .find_map(header);
         Self {
-            url: without_query(url),
+            url: without_query(&asked.url),
             status: response.status().as_u16(),
             body: Bytes::new(),
             // Printed in errors: only what looks like an id.
             request: RequestId(request.filter(|id| is_id(id)).map(str::to_owned)),
+            token: asked.token.cloned(),
             retry_after: header("retry-after")
                 .and_then(|text| text.parse().ok())
                 .map(Duration::from_secs),
@@ -198,8 +200,8 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// The reason of a refusal.
-    pub(super) fn fault(&self) -> Fault {
+    /// The reason of a refusal; `sent` are the secrets of the request beside its token.
+    pub(super) fn fault(&self, sent: &[&Secret]) -> Fault {
         if (300..400).contains(&self.status)
             && let Some(location) = &self.location
         {
@@ -208,7 +210,8 @@ impl Answer {
                 message: format!("it redirects to {location}"),
             };
         }
-        Fault::parse(self.status, &self.body)
+        let sent: Vec<&Secret> = sent.iter().copied().chain(&self.token).collect();
+        Fault::parse(self.status, &self.body, &sent)
     }
 
     /// The body as the type that the API promises.
@@ -353,8 +356,16 @@ fn origin(url: &Url) -> String {
 }
 
 /// Without query and without user information.
-fn without_query(url: &Url) -> String {
+pub(super) fn without_query(url: &Url) -> String {
     format!("{}{}", origin(url), url.path())
+}
+
+/// Without user information: an address may hold a password, though none of ours should.
+fn printed(url: &Url) -> String {
+    match url.query() {
+        Some(query) => format!("{}?{query}", without_query(url)),
+        None => without_query(url),
+    }
 }
 
 #[cfg(test)]
@@ -469,6 +480,13 @@ mod tests {
             "{}",
             failure.error
         );
+    }
+
+    #[test]
+    fn an_address_is_printed_without_user_and_password() {
+        let url = Url::parse("http://user:hunter2@cloud:8776/v3/volumes?name=v1").unwrap();
+        assert_eq!(printed(&url), "http://cloud:8776/v3/volumes?name=v1");
+        assert_eq!(without_query(&url), "http://cloud:8776/v3/volumes");
     }
 
     #[test]

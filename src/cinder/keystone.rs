@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Service;
 use super::error::Error;
+use super::fault::word;
 use super::http::{Answer, Failure, Http, Request};
 use crate::config::{Auth, CloudConfig, Domain, Project, User};
 
@@ -49,10 +50,16 @@ pub(super) async fn authenticate(http: &Http, config: &CloudConfig) -> Result<To
         deadline: config.request_timeout,
     };
     let answer = http.send(request).await?;
+    judge(&answer, config).map_err(refuse)
+}
+
+/// The token in an answer, or Keystone's refusal.
+pub(super) fn judge(answer: &Answer, config: &CloudConfig) -> Result<Token, Error> {
     if answer.is_success() {
-        return parse(&answer).map_err(refuse);
+        parse(answer)
+    } else {
+        Err(refusal(answer, config))
     }
-    Err(refuse(refusal(&answer, config)))
 }
 
 /// The address for tokens, from any way in which people write Keystone's.
@@ -171,17 +178,18 @@ fn parse(answer: &Answer) -> Result<Token, Error> {
     let body: Body = answer.parse()?;
     Ok(Token {
         secret,
-        project_id: body.token.project.map(|project| project.id),
+        project_id: body.token.project.map(|project| word(&project.id)),
         catalog: body.token.catalog,
     })
 }
 
 /// Keystone's refusals. The reasons of a 401 cannot be told apart: Keystone does not say which part is wrong.
 fn refusal(answer: &Answer, config: &CloudConfig) -> Error {
-    let fault = answer.fault();
+    let secret = secret_of(&config.auth);
+    let fault = answer.fault(secret.as_slice());
     let url = answer.url.clone();
     let request = answer.request.clone();
-    let message = scrub(fault.message, &config.auth);
+    let message = fault.message;
     let is_keystone = fault.name.as_deref() == Some("error");
     match answer.status {
         // An unknown application credential is 404, in Keystone's own form.
@@ -223,19 +231,15 @@ fn refusal(answer: &Answer, config: &CloudConfig) -> Error {
     }
 }
 
-fn scrub(message: String, auth: &Auth) -> String {
-    let secret = match auth {
+fn secret_of(auth: &Auth) -> Option<&Secret> {
+    match auth {
         Auth::Password {
             password: secret, ..
         }
         | Auth::ApplicationCredential { secret, .. }
         | Auth::NamedApplicationCredential { secret, .. }
-        | Auth::Token { token: secret, .. } => secret,
-        Auth::None { .. } => return message,
-    };
-    match secret.expose() {
-        "" => message,
-        secret => message.replace(secret, "[secret]"),
+        | Auth::Token { token: secret, .. } => Some(secret),
+        Auth::None { .. } => None,
     }
 }
 

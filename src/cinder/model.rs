@@ -2,21 +2,27 @@
 //!
 //! Source: Block Storage API v3 at microversion 3.54; `cinder/api/schemas/volumes.py`.
 //!
-//! Invariants: 1. times are RFC 3339 in UTC: Cinder's own lack the zone and have microseconds only sometimes.
+//! Invariants:
+//! 1. Times are RFC 3339 in UTC: Cinder's own lack the zone and have microseconds only sometimes.
+//! 2. What ends up in messages (ids, states, holders) is one line and short; names, which are compared, are as they are.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::fault::word;
+
 /// A volume as Cinder shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Volume {
     /// UUID.
+    #[serde(deserialize_with = "plain")]
     pub id: String,
     /// Name; not unique.
     #[serde(default)]
     pub name: Option<String>,
     /// `available`, `in-use`, `error`, ...
+    #[serde(deserialize_with = "plain")]
     pub status: String,
     /// Size in GiB.
     pub size: u64,
@@ -50,12 +56,9 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The name, or the id where there is none: for messages.
+    /// The name, or the id where there is none that can be printed: for messages.
     pub fn label(&self) -> &str {
-        self.name
-            .as_deref()
-            .filter(|name| !name.is_empty())
-            .unwrap_or(&self.id)
+        label(self.name.as_deref(), &self.id)
     }
 }
 
@@ -63,15 +66,16 @@ impl Volume {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VolumeAttachment {
     /// The attachment's UUID.
+    #[serde(deserialize_with = "plain")]
     pub attachment_id: String,
     /// Null unless admin.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "plain_if_any")]
     pub host_name: Option<String>,
     /// The connector's `mountpoint`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "plain_if_any")]
     pub device: Option<String>,
     /// A Nova server's UUID, if one has it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "plain_if_any")]
     pub server_id: Option<String>,
     /// RFC 3339, UTC.
     #[serde(default, deserialize_with = "time")]
@@ -118,10 +122,28 @@ pub struct Connector {
     pub read_only: bool,
 }
 
+/// The name, if it can be printed as it is.
+pub(super) fn label<'a>(name: Option<&'a str>, id: &'a str) -> &'a str {
+    let is_plain = |name: &&str| !name.is_empty() && word(name) == **name;
+    name.filter(is_plain).unwrap_or(id)
+}
+
+/// A word of the server's, fit to be printed.
+pub(super) fn plain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(word(&String::deserialize(deserializer)?))
+}
+
+/// The same where there may be none.
+pub(super) fn plain_if_any<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    Ok(text.as_deref().map(word))
+}
+
 /// Cinder's `2026-11-22T18:35:54.000000` as `2026-11-22T18:35:54Z`; the empty text, which means never, as nothing.
 pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let text: Option<String> = Option::deserialize(deserializer)?;
-    Ok(text
+    Ok(plain_if_any(deserializer)?
         .filter(|text| !text.is_empty())
         .map(|text| match text.find(['.', 'Z', '+']) {
             Some(end) => format!("{}Z", &text[..end]),
@@ -155,6 +177,20 @@ mod tests {
         // What was written by us is read by us as the same.
         let again: Volume = serde_json::from_str(&serde_json::to_string(&volume).unwrap()).unwrap();
         assert_eq!(again.created_at, volume.created_at);
+    }
+
+    #[test]
+    fn words_of_a_hostile_server_stay_one_line() {
+        let text = r#"{"id": "i", "name": "v\u001b[2J", "status": "a\nb", "size": 3, "updated_at": "1\r2",
+            "attachments": [{"attachment_id": "c\nd", "device": "e\u0000f"}]}"#;
+        let volume: Volume = serde_json::from_str(text).unwrap();
+        assert_eq!((volume.label(), volume.status.as_str()), ("i", "a b"));
+        assert_eq!(volume.updated_at.as_deref(), Some("1 2Z"));
+        let attachment = &volume.attachments[0];
+        assert_eq!(attachment.attachment_id, "c d");
+        assert_eq!(attachment.device.as_deref(), Some("e f"));
+        // Names are compared byte for byte.
+        assert_eq!(volume.name.as_deref(), Some("v\u{1b}[2J"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Cinder;
 use super::error::{Error, REMEDY_NOT_FOUND, RequestId};
+use super::http::{Answer, without_query};
 use super::session::Call;
 
 /// With the server's 1000 a page, more than any project's quota.
@@ -36,32 +37,38 @@ impl Cinder {
             let after = marker.as_deref().map(|id| ("marker", id));
             let query: Vec<(&str, &str)> = filter.iter().copied().chain(after).collect();
             let answer = self.session.call(Call::get(path).query(&query)).await?;
-            let page: Map<String, Value> = answer.parse()?;
-            let rows = page.get(kind).and_then(Value::as_array);
-            let rows = rows.ok_or_else(|| self.not_understood(format!("it has no {kind}")))?;
-            for row in rows {
-                let one = T::deserialize(row);
-                all.push(
-                    one.map_err(|_| self.not_understood(format!("one of the {kind} is not one")))?,
-                );
-            }
-            marker = rows.last().and_then(id_of);
-            if marker.is_none() || !has_next(&page) {
+            let (rows, last) = read(kind, &answer)?;
+            all.extend(rows);
+            marker = last;
+            if marker.is_none() {
                 return Ok(all);
             }
         }
-        Err(self.not_understood(format!(
-            "the list of {kind} does not end after {PAGES_MAX} pages"
-        )))
-    }
-
-    fn not_understood(&self, what: String) -> Error {
-        Error::Answer {
-            url: self.session.endpoint().to_string(),
-            what,
+        Err(Error::Answer {
+            url: without_query(self.session.endpoint()),
+            what: format!("the list of {kind} does not end after {PAGES_MAX} pages"),
             request: RequestId(None),
-        }
+        })
     }
+}
+
+/// A page: its rows, and behind which id the next one begins, if there is one.
+pub(super) fn read<T: DeserializeOwned>(
+    kind: &str,
+    answer: &Answer,
+) -> Result<(Vec<T>, Option<String>), Error> {
+    let not_understood = |what: String| Error::Answer {
+        url: answer.url.clone(),
+        what,
+        request: answer.request.clone(),
+    };
+    let page: Map<String, Value> = answer.parse()?;
+    let rows = page.get(kind).and_then(Value::as_array);
+    let rows = rows.ok_or_else(|| not_understood(format!("it has no {kind}")))?;
+    let read: Result<Vec<T>, _> = rows.iter().map(T::deserialize).collect();
+    let read = read.map_err(|_| not_understood(format!("one of the {kind} is not one")))?;
+    let marker = rows.last().and_then(id_of).filter(|_| has_next(&page));
+    Ok((read, marker))
 }
 
 /// Of those that a server lists for a name, the one that has it to the byte: a server's filter may be wider.

@@ -8,12 +8,13 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use iscsi::proto::Secret;
 use reqwest::{Method, Url};
 use serde_json::Value;
 
 use super::catalog::{Base, Microversion, Versions, find};
 use super::error::Error;
-use super::http::{Answer, Failure, Http, Request};
+use super::http::{Answer, Failure, Http, Request, without_query};
 use super::keystone::{Token, authenticate};
 use crate::config::{Auth, CloudConfig};
 
@@ -35,14 +36,15 @@ pub(super) enum Repeat {
     IfUnheard,
 }
 
-/// A request relative to Cinder's endpoint.
-#[derive(Debug)]
+/// A request relative to Cinder's endpoint. No `Debug`: its body may hold a secret.
 pub(super) struct Call<'a> {
     pub(super) method: Method,
     /// `volumes/ID`, each segment as is: they are percent-encoded here.
     pub(super) path: &'a [&'a str],
     pub(super) query: &'a [(&'a str, &'a str)],
     pub(super) body: Option<Value>,
+    /// What is secret in the body: not told in an error, also if Cinder quotes it.
+    pub(super) secret: Option<&'a Secret>,
     pub(super) repeat: Repeat,
     /// `None`: the configured one.
     pub(super) deadline: Option<Duration>,
@@ -55,6 +57,7 @@ impl<'a> Call<'a> {
             path,
             query: &[],
             body: None,
+            secret: None,
             repeat: Repeat::Always,
             deadline: None,
         }
@@ -85,6 +88,13 @@ impl<'a> Call<'a> {
 
     pub(super) fn query(self, query: &'a [(&'a str, &'a str)]) -> Self {
         Self { query, ..self }
+    }
+
+    pub(super) fn secret(self, secret: &'a Secret) -> Self {
+        Self {
+            secret: Some(secret),
+            ..self
+        }
     }
 
     pub(super) fn repeat(self, repeat: Repeat) -> Self {
@@ -120,11 +130,11 @@ impl Session {
         let base = Base::of(&url, project)?;
         let highest = highest_minor(&http, config, &token, &base).await?;
         let microversion = Microversion::choose(highest).ok_or_else(|| Error::Microversion {
-            url: base.versioned.to_string(),
+            url: without_query(&base.versioned),
             found: format!("3.{highest}"),
         })?;
         let endpoint = base.endpoint(project, highest);
-        tracing::debug!(%endpoint, microversion = %microversion.header(), "found Cinder");
+        tracing::debug!(endpoint = without_query(&endpoint), microversion = %microversion.header(), "found Cinder");
         Ok(Self {
             http,
             config: config.clone(),
@@ -157,7 +167,10 @@ impl Session {
                     self.renew(&token, &answer).await?;
                     continue;
                 }
-                Ok(answer) => (refusal(&answer), Again::after_answer(&answer, call.repeat)),
+                Ok(answer) => {
+                    let error = refusal(&answer, call.secret.as_slice());
+                    (error, Again::after_answer(&answer, call.repeat))
+                }
                 Err(failure) => {
                     let again = Again::after_failure(&failure, call.repeat);
                     (failure.error, again)
@@ -307,7 +320,8 @@ async fn obtain(http: &Http, config: &CloudConfig) -> Result<Token, Error> {
     }
 }
 
-fn refusal(answer: &Answer) -> Error {
+/// Why Cinder refuses.
+pub(super) fn refusal(answer: &Answer, sent: &[&Secret]) -> Error {
     if answer.status == 401 {
         let remedy =
             "Cinder's own connection to Keystone, or a clock, is wrong: tell its operators";
@@ -316,7 +330,7 @@ fn refusal(answer: &Answer) -> Error {
     Error::from_refusal(
         &answer.url,
         answer.status,
-        answer.fault(),
+        answer.fault(sent),
         answer.request.clone(),
     )
 }
@@ -324,7 +338,7 @@ fn refusal(answer: &Answer) -> Error {
 fn token_refused(answer: &Answer, remedy: &'static str) -> Error {
     Error::Token {
         url: answer.url.clone(),
-        message: answer.fault().message,
+        message: answer.fault(&[]).message,
         request: answer.request.clone(),
         remedy,
     }
@@ -362,12 +376,12 @@ async fn highest_minor(
                 });
             }
             _ => {
-                first_error.get_or_insert_with(|| refusal(&answer));
+                first_error.get_or_insert_with(|| refusal(&answer, &[]));
             }
         }
     }
     Err(first_error.unwrap_or_else(|| Error::NotCinder {
-        url: base.versioned.to_string(),
+        url: without_query(&base.versioned),
         found: "no version document".to_owned(),
     }))
 }

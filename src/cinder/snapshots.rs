@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Cinder;
 use super::error::{Error, RequestId};
-use super::model::time;
+use super::model::{label, plain, time};
 use super::pages::the_one;
 use super::session::Call;
 use super::volumes::MARK;
@@ -28,13 +28,16 @@ const DELETE_WAIT: Duration = Duration::from_mins(5);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     /// UUID.
+    #[serde(deserialize_with = "plain")]
     pub id: String,
     /// Name; not unique.
     #[serde(default)]
     pub name: Option<String>,
     /// Of which volume: its UUID.
+    #[serde(deserialize_with = "plain")]
     pub volume_id: String,
     /// `creating`, `available`, `deleting`, `error`...
+    #[serde(deserialize_with = "plain")]
     pub status: String,
     /// Of its volume when it was taken, in GiB.
     pub size: u64,
@@ -50,10 +53,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The name, or the id where there is none: for messages.
+    /// The name, or the id where there is none that can be printed: for messages.
     pub fn label(&self) -> &str {
-        let name = self.name.as_deref().filter(|name| !name.is_empty());
-        name.unwrap_or(&self.id)
+        label(self.name.as_deref(), &self.id)
     }
 }
 
@@ -69,8 +71,8 @@ pub struct NewSnapshot {
 }
 
 #[derive(Deserialize)]
-struct One {
-    snapshot: Snapshot,
+pub(super) struct One {
+    pub(super) snapshot: Snapshot,
 }
 
 impl Cinder {

@@ -37,6 +37,7 @@ pub(super) fn answer(status: u16, body: &str) -> Answer {
         status,
         body: Bytes::copy_from_slice(body.as_bytes()),
         request: RequestId(Some("req-1".into())),
+        token: None,
         retry_after: None,
         subject_token: None,
         location: None,
@@ -44,7 +45,7 @@ pub(super) fn answer(status: u16, body: &str) -> Answer {
 }
 
 fn refused(status: u16, body: &str) -> Error {
-    let fault = Fault::parse(status, body.as_bytes());
+    let fault = Fault::parse(status, body.as_bytes(), &[]);
     Error::from_refusal(
         "http://server/path",
         status,

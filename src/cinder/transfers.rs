@@ -11,7 +11,8 @@ use serde_json::json;
 
 use super::Cinder;
 use super::error::Error;
-use super::model::time;
+use super::http::Answer;
+use super::model::{plain, time};
 use super::pages::the_one;
 use super::session::{Call, Repeat};
 
@@ -19,11 +20,13 @@ use super::session::{Call, Repeat};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Transfer {
     /// UUID.
+    #[serde(deserialize_with = "plain")]
     pub id: String,
     /// Name; not unique.
     #[serde(default)]
     pub name: Option<String>,
     /// Of which volume: its UUID.
+    #[serde(deserialize_with = "plain")]
     pub volume_id: String,
     /// RFC 3339, UTC.
     #[serde(default, deserialize_with = "time")]
@@ -52,26 +55,10 @@ impl Cinder {
     /// # Errors
     /// See `Error`. An answer that is lost takes the key with it: the offer is withdrawn then, as far as possible.
     pub async fn offer(&self, volume_id: &str, name: Option<&str>) -> Result<NewTransfer, Error> {
-        #[derive(Deserialize)]
-        struct Made {
-            transfer: Keyed,
-        }
-        #[derive(Deserialize)]
-        struct Keyed {
-            auth_key: String,
-            #[serde(flatten)]
-            transfer: Transfer,
-        }
         let before = self.transfers().await?;
         let body = json!({"transfer": {"volume_id": volume_id, "name": name}});
         match self.session.call(Call::post(&[PATH], body)).await {
-            Ok(answer) => {
-                let made: Made = answer.parse()?;
-                Ok(NewTransfer {
-                    transfer: made.transfer.transfer,
-                    auth_key: Secret::new(made.transfer.auth_key),
-                })
-            }
+            Ok(answer) => offer_in(&answer),
             Err(error) if error.is_uncertain() => {
                 let mut offers = self.transfers().await.unwrap_or_default();
                 offers.retain(|offer| {
@@ -97,7 +84,7 @@ impl Cinder {
     pub async fn accept(&self, transfer_id: &str, auth_key: &Secret) -> Result<String, Error> {
         let body = json!({"accept": {"auth_key": auth_key.expose()}});
         let path = [PATH, transfer_id, "accept"];
-        match self.session.call(Call::post(&path, body)).await {
+        match self.session.call(Call::post(&path, body).secret(auth_key)).await {
             Ok(answer) => Ok(answer.parse::<One>()?.transfer.volume_id),
             Err(error) => Err(error.with_remedy(
                 "check id and key: the key was shown when the offer was made, and holds for one acceptance".to_owned(),
@@ -143,6 +130,25 @@ impl Cinder {
             Err(error) => Err(error),
         }
     }
+}
+
+/// The offer that an answer tells, with its key.
+pub(super) fn offer_in(answer: &Answer) -> Result<NewTransfer, Error> {
+    #[derive(Deserialize)]
+    struct Made {
+        transfer: Keyed,
+    }
+    #[derive(Deserialize)]
+    struct Keyed {
+        auth_key: String,
+        #[serde(flatten)]
+        transfer: Transfer,
+    }
+    let made: Made = answer.parse()?;
+    Ok(NewTransfer {
+        transfer: made.transfer.transfer,
+        auth_key: Secret::new(made.transfer.auth_key),
+    })
 }
 
 #[cfg(test)]

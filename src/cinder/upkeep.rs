@@ -10,7 +10,7 @@ use super::Cinder;
 use super::error::{Error, Holder};
 use super::model::Volume;
 use super::session::Call;
-use super::volumes::state_remedy;
+use super::volumes::wrong_state;
 use super::watch::Watch;
 
 /// A backend that copies may take long; Cinder itself does not say.
@@ -69,11 +69,7 @@ impl Cinder {
         if volume.size >= gib {
             return Ok(());
         }
-        Err(Error::WrongState {
-            volume: volume.label().to_owned(),
-            remedy: state_remedy(&volume.status).to_owned(),
-            status: volume.status,
-        })
+        Err(wrong_state(volume))
     }
 
     /// Removes one metadata key. Absent is done, and so is a volume that is gone.

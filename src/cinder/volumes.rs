@@ -14,8 +14,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Cinder;
-use super::error::Error;
-use super::model::{NewVolume, Volume};
+use super::error::{Error, listed};
+use super::fault::from_text;
+use super::http::Answer;
+use super::model::{NewVolume, Volume, plain};
 use super::pages::the_one;
 use super::session::{Call, Repeat};
 use super::watch::Watch;
@@ -36,8 +38,8 @@ const UNDO_WAIT: Duration = Duration::from_secs(30);
 pub(super) const MARK: &str = "cinder-nbd.request";
 
 #[derive(Deserialize)]
-struct One {
-    volume: Volume,
+pub(super) struct One {
+    pub(super) volume: Volume,
 }
 
 #[derive(Deserialize)]
@@ -250,29 +252,13 @@ impl Cinder {
     /// What Cinder tells users about a failure; its newest words first, the same words once.
     pub(super) async fn reason(&self, id: &str) -> String {
         let query = [("resource_uuid", id)];
-        let messages = match self
-            .session
-            .call(Call::get(&["messages"]).query(&query))
-            .await
-        {
-            Ok(answer) => answer
-                .parse::<Messages>()
-                .map(|list| list.messages)
-                .unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        let mut words: Vec<String> = Vec::new();
-        for message in messages {
-            let text = super::fault::from_text(&message.user_message);
-            if !text.is_empty() && !words.contains(&text) {
-                words.push(text);
-            }
-        }
-        words.truncate(3);
-        if words.is_empty() {
-            return "Cinder gives no reason".to_owned();
-        }
-        words.join(", ")
+        let call = Call::get(&["messages"]).query(&query);
+        let answer = self.session.call(call).await;
+        let words = answer.and_then(|answer| reason_in(&answer));
+        words
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| "Cinder gives no reason".to_owned())
     }
 
     /// A refused creation with the words that would have been right.
@@ -289,13 +275,14 @@ impl Cinder {
         error.with_remedy(if known.is_empty() {
             "ask the cloud's operators for its volume types".to_owned()
         } else {
-            format!("the types here are {}", known.join(", "))
+            format!("the types here are {}", listed(&known))
         })
     }
 
     async fn type_names(&self) -> Vec<String> {
         #[derive(Deserialize)]
         struct Type {
+            #[serde(deserialize_with = "plain")]
             name: String,
         }
         let listed = self.all::<Type>("volume_types", &["types"], &[]).await;
@@ -313,17 +300,36 @@ impl Cinder {
             }
             "available" | "error" => error
                 .with_remedy("delete its snapshots first, or take it out of its group".to_owned()),
-            _ => Error::WrongState {
-                volume: volume.label().to_owned(),
-                remedy: state_remedy(&volume.status).to_owned(),
-                status: volume.status,
-            },
+            _ => wrong_state(volume),
         }
     }
 }
 
+/// What an answer's messages say, if anything: the first words of them, the same words once.
+pub(super) fn reason_in(answer: &Answer) -> Result<Option<String>, Error> {
+    /// Chosen freely: what a driver says of one failure is in one or two.
+    const WORDS_MAX: usize = 3;
+    let mut words: Vec<String> = Vec::new();
+    for message in answer.parse::<Messages>()?.messages {
+        let text = from_text(&message.user_message);
+        if words.len() < WORDS_MAX && !text.is_empty() && !words.contains(&text) {
+            words.push(text);
+        }
+    }
+    Ok(Some(words.join(", ")).filter(|words| !words.is_empty()))
+}
+
+/// A volume that is neither free nor used.
+pub(super) fn wrong_state(volume: Volume) -> Error {
+    Error::WrongState {
+        volume: volume.label().to_owned(),
+        remedy: state_remedy(&volume.status).to_owned(),
+        status: volume.status,
+    }
+}
+
 /// What helps a volume out of a state that is neither free nor used.
-pub(super) fn state_remedy(status: &str) -> &'static str {
+fn state_remedy(status: &str) -> &'static str {
     match status {
         "creating" | "downloading" | "deleting" | "extending" | "retyping" | "backing-up"
         | "restoring-backup" | "uploading" | "reverting" | "detaching" => {

@@ -41,14 +41,24 @@ pub(super) fn print_facts(facts: &[(&str, String)]) -> anyhow::Result<()> {
     let lines: Vec<String> = facts
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{name:width$}  {value}"))
+        .map(|(name, value)| format!("{name:width$}  {}", printed(value)))
         .collect();
     print(&lines.join("\n"))
 }
 
+/// Names and descriptions are whatever somebody in the project has written: a terminal takes no orders from them.
+fn printed(cell: &str) -> String {
+    let plain = cell.chars().map(|c| if c.is_control() { ' ' } else { c });
+    plain.collect()
+}
+
 fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(|&name| name.to_owned()).collect();
-    let all = || std::iter::once(&heading).chain(rows);
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printed(cell)).collect())
+        .collect();
+    let all = || std::iter::once(&heading).chain(&rows);
     let width = |column: usize| {
         all()
             .filter_map(|row| row.get(column))
@@ -97,6 +107,12 @@ impl Drop for Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_takes_no_orders_from_a_name() {
+        let rows = vec![vec!["v1\u{1b}[2J\nv2".to_owned()]];
+        assert_eq!(table(&["NAME"], &rows), "NAME\nv1 [2J v2");
+    }
 
     #[test]
     fn columns_are_aligned_and_empty_cells_shown() {
