@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use iscsi::proto::Secret;
 
+use super::error::printed;
 use super::file::{CloudSection, one_line};
 use super::{Environment, Error, clouds_yaml, nearest::advice};
 
@@ -352,8 +353,10 @@ impl Keys {
                 })?,
             }),
             "v3applicationcredential" | "applicationcredential" | "application_credential" => {
-                let secret = self
-                    .need_secret("secret of the application credential", "application_credential_secret")?;
+                let secret = self.need_secret(
+                    "secret of the application credential",
+                    "application_credential_secret",
+                )?;
                 if let Some(id) = self.text("application_credential_id") {
                     return Ok(Auth::ApplicationCredential { id, secret });
                 }
@@ -363,18 +366,30 @@ impl Keys {
                         &["application_credential_id", "application_credential_name"],
                     )
                 })?;
-                Ok(Auth::NamedApplicationCredential { name, user: self.user()?, secret })
+                Ok(Auth::NamedApplicationCredential {
+                    name,
+                    user: self.user()?,
+                    secret,
+                })
             }
-            "token" | "v3token" => {
-                Ok(Auth::Token { token: self.need_secret("token", "token")?, project: self.project() })
-            }
+            "token" | "v3token" => Ok(Auth::Token {
+                token: self.need_secret("token", "token")?,
+                project: self.project(),
+            }),
             "none" | "noauth" => {
-                let project = self.text("project_id").or_else(|| self.text("project_name"));
-                Ok(Auth::None { project: project.unwrap_or_else(|| "admin".to_owned()) })
+                let project = self
+                    .text("project_id")
+                    .or_else(|| self.text("project_name"));
+                Ok(Auth::None {
+                    project: project.unwrap_or_else(|| "admin".to_owned()),
+                })
             }
             other => Err(self.wrong(
                 "auth_type",
-                &format!("`{other}` is not supported; use password, v3applicationcredential, token or none"),
+                &format!(
+                    "`{}` is not supported; use password, v3applicationcredential, token or none",
+                    printed(other)
+                ),
             )),
         }
     }
@@ -515,7 +530,7 @@ fn flatten_toml(
             return Err(Error::UnknownKey {
                 path: path.to_owned(),
                 line: None,
-                key: format!("cloud.{key}"),
+                key: format!("cloud.{}", printed(key)),
                 advice: advice(key, &known),
             });
         }
@@ -529,7 +544,7 @@ fn flatten_toml(
             | toml::Value::Table(_) => {
                 return Err(Error::Value {
                     place: path.display().to_string(),
-                    key: format!("cloud.{key}"),
+                    key: format!("cloud.{}", printed(key)),
                     problem: "must be a text; put it in quotes".to_owned(),
                 });
             }

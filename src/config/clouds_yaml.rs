@@ -12,6 +12,7 @@ use iscsi::proto::Secret;
 use serde_yaml_ng::Value;
 
 use super::cloud::{Keys, Spelling, warn_if_readable_by_all};
+use super::error::printed;
 use super::file::one_line;
 use super::{Environment, Error, nearest::advice};
 
@@ -33,43 +34,50 @@ pub(super) fn load(name: &str, environment: &Environment<'_>) -> Result<Keys, Er
             .map(|path| path.join("clouds.yaml").display().to_string())
             .collect();
         return Err(Error::NoSuchCloud {
-            name: name.to_owned(),
+            name: printed(name),
             looked: looked.join(", "),
             advice: "write a clouds.yaml in one of these places, or set OS_CLIENT_CONFIG_FILE"
                 .to_owned(),
         });
     };
+    let mut keys = entry(name, &clouds, &text_of(&clouds)?)?;
+    if keys.has_secret() {
+        warn_if_readable_by_all(&clouds);
+    }
+    if let Some(secure) = secure
+        && let Some(entry) = parse(&secure, &text_of(&secure)?)?.get(name)
+    {
+        flatten(entry, &mut keys.values);
+        warn_if_readable_by_all(&secure);
+    }
+    Ok(keys)
+}
+
+/// The keys of the entry `name` in the text of a clouds.yaml.
+pub(super) fn entry(name: &str, path: &Path, text: &str) -> Result<Keys, Error> {
     let mut values = BTreeMap::new();
-    let entries = read(&clouds)?;
+    let entries = parse(path, text)?;
     let Some(entry) = entries.get(name) else {
-        let known: Vec<&str> = entries.keys().filter_map(Value::as_str).collect();
+        let known = entries.keys().filter_map(Value::as_str).map(printed);
+        let known: Vec<String> = known.collect();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let advice = if known.is_empty() {
             "the file has no entry under `clouds`".to_owned()
         } else {
             advice(name, &known)
         };
         return Err(Error::NoSuchCloud {
-            name: name.to_owned(),
-            looked: clouds.display().to_string(),
+            name: printed(name),
+            looked: path.display().to_string(),
             advice,
         });
     };
     flatten(entry, &mut values);
-    let mut keys = Keys {
-        place: format!("cloud `{name}` in {}", clouds.display()),
+    Ok(Keys {
+        place: format!("cloud `{}` in {}", printed(name), path.display()),
         spelling: Spelling::Key,
         values,
-    };
-    if keys.has_secret() {
-        warn_if_readable_by_all(&clouds);
-    }
-    if let Some(secure) = secure
-        && let Some(entry) = read(&secure)?.get(name)
-    {
-        flatten(entry, &mut keys.values);
-        warn_if_readable_by_all(&secure);
-    }
-    Ok(keys)
+    })
 }
 
 /// The file the variable names, which must be there, or the first of the places that has one.
@@ -110,13 +118,16 @@ fn directories(environment: &Environment<'_>) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The mapping under `clouds`.
-fn read(path: &Path) -> Result<serde_yaml_ng::Mapping, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::Read {
+fn text_of(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|error| Error::Read {
         path: path.to_owned(),
         cause: error.to_string(),
-    })?;
-    let document: Value = serde_yaml_ng::from_str(&text).map_err(|error| Error::Syntax {
+    })
+}
+
+/// The mapping under `clouds`.
+fn parse(path: &Path, text: &str) -> Result<serde_yaml_ng::Mapping, Error> {
+    let document: Value = serde_yaml_ng::from_str(text).map_err(|error| Error::Syntax {
         path: path.to_owned(),
         line: error.location().map(|at| at.line()),
         cause: one_line(&error.to_string()),

@@ -1,8 +1,15 @@
 //! Why settings could not be read: one line each, naming the key or variable and what to set.
 //!
-//! Invariants: 1. no value of a setting is repeated here but paths and words from closed lists, so no secret can be.
+//! Invariants:
+//! 1. No value of a setting is repeated here but paths, names of clouds and `auth_type`, so no secret can be.
+//! 2. Keys and names are printed as they are written, but what would break the line is escaped.
 
 use std::path::PathBuf;
+
+/// A key or name as it is written, in one line.
+pub(super) fn printed(text: &str) -> String {
+    text.escape_debug().to_string()
+}
 
 /// Settings that cannot be used; `Display` is one line with cause and remedy.
 #[derive(Debug, thiserror::Error)]

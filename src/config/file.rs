@@ -9,6 +9,7 @@ use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::{RecoveryPolicy, ReplacementTimeout};
 use serde::Deserialize;
 
+use super::error::printed;
 use super::{Config, Error, nearest::advice};
 
 /// The keys of the file, for suggestions. `RawFile` refuses what is not in it, a test holds both together.
@@ -70,7 +71,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<(Config, Option<CloudSect
         return Err(Error::UnknownKey {
             path: path.to_owned(),
             line: line_of_key(text, key),
-            key: key.clone(),
+            key: printed(key),
             advice: advice(key, KEYS),
         });
     }

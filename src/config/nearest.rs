@@ -4,14 +4,18 @@
 
 /// The known word nearest to `word`, if it is near enough to be what was meant.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    // A third of the letters, at least two: above it suggestions are noise (tried with the option names here).
+    let near = |candidate: &str| (candidate.chars().count() / 3).max(2);
     let word = word.to_lowercase();
+    let letters = word.chars().count();
     known
         .iter()
-        .map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate))
+        // No word of another length is nearer than by the difference: a word of a megabyte costs nothing.
+        .filter(|known| letters.abs_diff(known.chars().count()) <= near(known))
+        .map(|known| (distance(&word, &known.to_lowercase()), *known))
+        .filter(|(cost, known)| *cost <= near(known))
         .min()
-        // A third of the letters, at least two: above it suggestions are noise (tried with the option names here).
-        .filter(|(cost, candidate)| *cost <= (candidate.len() / 3).max(2))
-        .map(|(_, candidate)| candidate)
+        .map(|(_, known)| known)
 }
 
 /// `did you mean ...` or the whole list.
@@ -54,6 +58,7 @@ mod tests {
     fn a_far_word_gets_the_list() {
         let known = ["size", "type"];
         assert_eq!(nearest("compression", &known), None);
+        assert_eq!(nearest(&"size".repeat(1 << 20), &known), None);
         assert_eq!(advice("compression", &known), "known are size, type");
     }
 

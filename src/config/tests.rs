@@ -264,6 +264,8 @@ fn unknown_keys_and_wrong_values_of_the_files_cloud_are_refused() {
         error.ends_with("unknown key `cloud.auth-url`; did you mean `auth_url`?"),
         "{error}"
     );
+    let error = shell.error("[cloud]\n\"a\\nb\" = 'x'");
+    assert!(error.contains(r"unknown key `cloud.a\nb`; "), "{error}");
     let base = "[cloud]\nauth_url = 'https://k'\ntoken = 't'\n";
     for (line, expected) in [
         (

@@ -148,6 +148,7 @@ pub fn parse_subdir(text: &str) -> Result<PathBuf, Error> {
     let path = Path::new(text);
     let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
     if text.is_empty()
+        || text.contains(char::is_control)
         || text.contains("/./")
         || text.starts_with("./")
         || !path.components().all(is_plain)
@@ -221,7 +222,9 @@ mod tests {
     #[test]
     fn a_subdir_stays_beneath_the_top() {
         assert_eq!(parse_subdir("data/db/").unwrap(), Path::new("data/db"));
-        for text in ["", "/", "/data", "..", "a/../b", "./a", "a/./b"] {
+        for text in [
+            "", "/", "/data", "..", "a/../b", "./a", "a/./b", "a\0b", "a\nb",
+        ] {
             assert!(parse_subdir(text).is_err(), "{text}");
         }
         let top = Top {

@@ -284,6 +284,12 @@ impl CreateRequest {
 
 /// The options as mount(2) wants them.
 pub(crate) fn parse_mount_options(text: &str) -> Result<MountOptions, Error> {
+    // mount(2) would refuse a zero byte, but only when the volume is made and attached.
+    if text.contains(char::is_control) {
+        return Err(Error::Invalid {
+            what: format!("mount options {text:?} hold a control character; leave it away"),
+        });
+    }
     MountOptions::parse(text).map_err(|word| Error::Invalid {
         what: format!("mount option {word:?} changes what is mounted, not how; leave it away"),
     })
@@ -517,6 +523,17 @@ mod tests {
             &"x".repeat(129),
         ] {
             assert!(name.parse::<VolumeName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_mount_would_refuse_is_refused_before_anything_is_made() {
+        for options in ["noatime\0", "a\nb", "bind"] {
+            let request = CreateRequest {
+                mount_options: Some(options.to_owned()),
+                ..CreateRequest::default()
+            };
+            assert!(request.check().is_err(), "{options:?}");
         }
     }
 
