@@ -8,7 +8,10 @@
 //! 2. What is understood survives: written again and read again it is the same value.
 //! 3. No placement lies outside of the buffer that was offered.
 
+mod cinder;
 mod connection;
+mod docker;
+mod settings;
 
 use std::time::{Duration, Instant};
 
@@ -35,15 +38,20 @@ use iscsi::wire::serial::{CmdSn, StatSn};
 use iscsi::wire::task_management::TaskManagementFunction;
 use iscsi::wire::{BHS_BYTES, Bhs, FromTarget, binary, text_keys};
 
+pub use cinder::cinder_answer;
 pub use connection::connection;
+pub use docker::docker_request;
+pub use settings::settings;
 
 /// A target's name and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by the names of their folders in `corpus/`.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     ("chap_values", chap_values),
+    ("cinder_answer", cinder_answer),
     ("connection", connection),
+    ("docker_request", docker_request),
     ("examination", examination),
     ("login", login),
     ("nbd_options", nbd_options),
@@ -54,6 +62,7 @@ pub const TARGETS: [Target; 13] = [
     ("sense", sense),
     ("session", session),
     ("session_in_time", session_in_time),
+    ("settings", settings),
     ("text_keys", text_keys),
 ];
 

@@ -22,6 +22,8 @@ mod keystone;
 mod model;
 mod pages;
 mod qos;
+#[doc(hidden)]
+pub mod rehearsal;
 mod session;
 mod snapshots;
 mod transfers;

@@ -14,6 +14,8 @@ mod clouds_yaml;
 mod error;
 mod file;
 mod nearest;
+#[doc(hidden)]
+pub mod rehearsal;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

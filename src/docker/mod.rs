@@ -13,6 +13,8 @@
 //! 4. Nothing here decides; `volume` does.
 
 mod options;
+#[doc(hidden)]
+pub mod rehearsal;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -31,7 +33,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::sys::listener;
-use crate::volume::{Engine, View, line};
+use crate::volume::{CreateRequest, Engine, View, line};
 use wire::{
     Activated, Capabilities, CapabilitiesAnswer, CreateBody, Failure, GetAnswer, ListAnswer,
     MountBody, MountpointAnswer, NameBody, Success, VolumeView,
@@ -135,10 +137,9 @@ async fn capabilities() -> Response {
 
 async fn create(State(engine): State<Engine>, body: Bytes) -> Response {
     let result = async {
-        let body: CreateBody = parse(&body)?;
-        let request = options::parse(&body.opts.unwrap_or_default())?;
+        let (name, request) = parse_create(&body)?;
         engine
-            .create(&body.name, request)
+            .create(&name, request)
             .await
             .map_err(|error| line(&error))
     };
@@ -222,8 +223,14 @@ async fn find(engine: &Engine, body: &Bytes) -> Result<View, String> {
     engine.get(&body.name).await.map_err(|error| line(&error))
 }
 
+fn parse_create(body: &[u8]) -> Result<(String, CreateRequest), String> {
+    let body: CreateBody = parse(body)?;
+    let request = options::parse(&body.opts.unwrap_or_default())?;
+    Ok((body.name, request))
+}
+
 /// An empty body is an empty object; the content type is not looked at.
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, String> {
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     let text: &[u8] = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(text).map_err(|error| format!("the call is not understood: {error}"))
 }
