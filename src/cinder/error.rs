@@ -436,11 +436,9 @@ pub(super) fn listed(ids: &[String]) -> String {
 }
 
 fn holders_text(holders: &[Holder]) -> String {
-    match holders {
-        [] => String::new(),
-        _ => {
-            let holders = holders.iter().take(LISTED_MAX + 1).map(Holder::to_string);
-            format!(": {}", listed(&holders.collect::<Vec<_>>()))
-        }
+    if holders.is_empty() {
+        return String::new();
     }
+    let holders = holders.iter().take(LISTED_MAX + 1).map(Holder::to_string);
+    format!(": {}", listed(&holders.collect::<Vec<_>>()))
 }

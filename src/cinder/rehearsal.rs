@@ -98,16 +98,16 @@ pub fn answer(
         Question::Volumes => named(&answer, "volumes", |one: &Volume| {
             (&one.id, one.name.as_deref())
         }),
-        Question::Snapshot => understood(&answer.parse::<snapshots::One>()?.snapshot),
+        Question::Snapshot => Ok(understood(&answer.parse::<snapshots::One>()?.snapshot)),
         Question::Snapshots => named(&answer, "snapshots", |one: &Snapshot| {
             (&one.id, one.name.as_deref())
         }),
-        Question::Offer => understood(&offer_in(&answer)?),
+        Question::Offer => Ok(understood(&offer_in(&answer)?)),
         Question::Offers => named(&answer, "transfers", |one: &Transfer| {
             (&one.id, one.name.as_deref())
         }),
-        Question::Messages => understood(&reason_in(&answer)?),
-        Question::Connection => understood(&connection::of(&answer)?),
+        Question::Messages => Ok(understood(&reason_in(&answer)?)),
+        Question::Connection => Ok(understood(&connection::of(&answer)?)),
     }
 }
 
@@ -119,12 +119,13 @@ fn token(config: &CloudConfig, answer: &Answer) -> Result<Understood, Error> {
     let project = token.project_id.as_deref();
     let base = Base::of(&find(&token.catalog, config)?, project)?;
     let endpoints = [base.endpoint(project, 0), base.endpoint(project, 70)];
-    understood(&(&token, base.version_documents(), endpoints))
+    Ok(understood(&(&token, base.version_documents(), endpoints)))
 }
 
 fn versions(answer: &Answer) -> Result<Understood, Error> {
     let minor = answer.parse::<Versions>()?.highest_minor();
-    understood(&(minor, Microversion::choose(minor.unwrap_or(0))))
+    let chosen = Microversion::choose(minor.unwrap_or(0));
+    Ok(understood(&(minor, chosen)))
 }
 
 fn volume(answer: &Answer) -> Result<Understood, Error> {
@@ -152,9 +153,9 @@ fn named<T: DeserializeOwned + Debug>(
     Ok(Understood { debug, errors })
 }
 
-fn understood(value: &impl Debug) -> Result<Understood, Error> {
-    Ok(Understood {
+fn understood(value: &impl Debug) -> Understood {
+    Understood {
         debug: format!("{value:?}"),
         errors: Vec::new(),
-    })
+    }
 }

@@ -88,6 +88,17 @@ impl Answer {
         .header("WWW-Authenticate", format!("Keystone uri=\"{keystone}\""))
     }
 
+    /// All that was sent, in words; Keystone's shape or Cinder's.
+    pub(super) fn quoting(status: u16, token: Option<&str>, body: &str, is_identity: bool) -> Self {
+        let token = token.unwrap_or("none");
+        let message = format!("Refused: X-Auth-Token: {token} with body {body}");
+        if is_identity {
+            Self::error(status, "Quoted", &message)
+        } else {
+            Self::fault(status, &message)
+        }
+    }
+
     /// What an injected status looks like, at Keystone or at Cinder.
     pub(super) fn injected(status: u16, keystone: Option<&str>, is_identity: bool) -> Self {
         match (status, is_identity) {

@@ -18,6 +18,15 @@ pub enum Fault {
         /// How often; `None` until cleared.
         times: Option<u32>,
     },
+    /// This status, and a message with the token and the body of the request, as careless servers and proxies write it.
+    Quote {
+        /// Which request.
+        request: String,
+        /// The status.
+        status: u16,
+        /// How often; `None` until cleared.
+        times: Option<u32>,
+    },
     /// The connection closes without an answer.
     Lose {
         /// Which request.
@@ -67,6 +76,15 @@ impl Fault {
         }
     }
 
+    /// This status once, with all that was sent.
+    pub fn quote_once(request: &str, status: u16) -> Self {
+        Self::Quote {
+            request: request.to_owned(),
+            status,
+            times: Some(1),
+        }
+    }
+
     /// One such request is carried out, and its answer lost.
     pub fn lose_answer(request: &str) -> Self {
         Self::Lose {
@@ -81,6 +99,7 @@ impl Fault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Strike {
     Answer(u16),
+    Quote(u16),
     Lose { executed: bool },
     Delay(Duration),
 }
@@ -104,6 +123,7 @@ impl Faults {
     pub(super) fn on_request(&mut self, name: &str) -> Option<Strike> {
         let index = self.list.iter().position(|fault| match fault {
             Fault::Answer { request, .. }
+            | Fault::Quote { request, .. }
             | Fault::Lose { request, .. }
             | Fault::Delay { request, .. } => request == "*" || request == name,
             Fault::CreateFails
@@ -114,6 +134,7 @@ impl Faults {
         })?;
         let (strike, times) = match &mut self.list[index] {
             Fault::Answer { status, times, .. } => (Strike::Answer(*status), times),
+            Fault::Quote { status, times, .. } => (Strike::Quote(*status), times),
             Fault::Lose {
                 executed, times, ..
             } => (

@@ -168,6 +168,21 @@ impl Cloud {
         ])
     }
 
+    /// All that nobody else may see, with its name: password, application credential, every token so far, and the CHAP
+    /// secrets of the volumes that there are.
+    pub fn secrets(&self) -> Vec<(&'static str, String)> {
+        let world = self.lock();
+        let settings = &world.settings;
+        let mut secrets = vec![
+            ("password", settings.password.clone()),
+            ("application credential", settings.credential_secret.clone()),
+        ];
+        secrets.extend(world.tokens.keys().map(|token| ("token", token.clone())));
+        let volumes = world.volumes.iter();
+        secrets.extend(volumes.map(|volume| ("CHAP secret of a volume", volume.secret.clone())));
+        secrets
+    }
+
     /// The target that volumes are exported through.
     pub fn target(&self) -> &Arc<Target> {
         &self.target
@@ -397,6 +412,13 @@ impl Builder {
         self
     }
 
+    /// The password; a random one by default.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        password.clone_into(&mut self.settings.password);
+        self
+    }
+
     /// The highest microversion, 3.N.
     #[must_use]
     pub fn microversion_max(mut self, minor: u32) -> Self {
@@ -561,6 +583,10 @@ async fn handle(
         Some(Strike::Answer(status)) => {
             let uri = keystone::uri(&world);
             Answer::injected(status, Some(&uri), service == "identity")
+        }
+        Some(Strike::Quote(status)) => {
+            let body = String::from_utf8_lossy(&call.body);
+            Answer::quoting(status, call.token.as_deref(), &body, service == "identity")
         }
         Some(Strike::Lose { executed: false }) => hang_up(),
         _ => match service.as_str() {
