@@ -57,6 +57,8 @@ async fn what_is_there_is_named_and_goes_only_by_its_name() {
     }
     let named = wanted(Fstype::Ext4, Some(found));
     bed.format("v1", named.clone()).await.unwrap();
+    // Docker has not asked for it, so it is in no list of Docker's.
+    assert!(bed.engine.list().await.unwrap().is_empty());
     assert_eq!(bed.destroyed(&id), (1, 1));
     // Once: what is there now has another name.
     let text = bed.format("v1", named).await.unwrap_err();

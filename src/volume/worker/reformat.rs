@@ -39,6 +39,7 @@ impl Worker {
                 remedy: IN_USE_REMEDY,
             });
         }
+        let was_stored = self.is_stored;
         if self.record.is_none() {
             self.record = Some(self.record_of(&volume));
         }
@@ -55,10 +56,14 @@ impl Worker {
             let error = line(&error);
             tracing::warn!(volume = self.name, error, "formatted, and not detached yet");
         }
-        if result.is_err() {
-            self.forget_unstored();
+        let view = self.view();
+        if !was_stored && self.is_stored {
+            // It was written down for this only: Docker lists what has a record.
+            self.cx.out.forget_record(&self.name).await?;
+            self.is_stored = false;
         }
-        result.map(|()| self.view())
+        self.forget_unstored();
+        result.map(|()| view)
     }
 
     async fn make_once(&mut self, request: &FormatRequest) -> Result<(), Error> {
