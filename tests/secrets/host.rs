@@ -171,6 +171,11 @@ impl Platform for SessionHost {
         })
     }
 
+    fn erase<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, Result<(), Cause>> {
+        self.0.is_formatted.store(false, Ordering::SeqCst);
+        done(())
+    }
+
     fn format<'a>(
         &'a self,
         _: &'a Path,
