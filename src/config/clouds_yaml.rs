@@ -44,7 +44,7 @@ pub(super) fn load(name: &str, environment: &Environment<'_>) -> Result<Keys, Er
     let Some(entry) = entries.get(name) else {
         let known: Vec<&str> = entries.keys().filter_map(Value::as_str).collect();
         let advice = if known.is_empty() {
-            "the file has no entry under `clouds`".to_owned()
+            "the file has no entry under `clouds`: write one".to_owned()
         } else {
             advice(name, &known)
         };
