@@ -62,7 +62,7 @@ pub(super) fn entry(name: &str, path: &Path, text: &str) -> Result<Keys, Error> 
         let known: Vec<String> = known.collect();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let advice = if known.is_empty() {
-            "the file has no entry under `clouds`".to_owned()
+            "the file has no entry under `clouds`: write one".to_owned()
         } else {
             advice(name, &known)
         };

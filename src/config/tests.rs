@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use super::cloud::Domain;
 use super::*;
 
+mod errors;
+
 struct Shell {
     variables: HashMap<&'static str, String>,
     directory: tempfile::TempDir,

@@ -214,7 +214,10 @@ async fn list(State(engine): State<Engine>) -> Response {
 }
 
 async fn unknown(uri: axum::http::Uri) -> Response {
-    let err = format!("{} is no call of a volume plugin", uri.path());
+    let err = format!(
+        "{} is no call of a volume plugin; this socket is for Docker's engine",
+        uri.path()
+    );
     answer(StatusCode::NOT_FOUND, &Failure { err })
 }
 

@@ -198,7 +198,9 @@ fn flag(value: &str) -> Result<bool, String> {
     match value {
         "" | "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),
-        _ => Err(format!("option ro: {value:?} is neither true nor false")),
+        _ => Err(format!(
+            "option ro: {value:?} is neither true nor false; write one of them, or ro alone"
+        )),
     }
 }
 

@@ -10,6 +10,8 @@ use super::*;
 use crate::volume::fake::World;
 use crate::volume::{Content, MountUser, Running};
 
+mod errors;
+
 struct Bed {
     world: World,
     directory: tempfile::TempDir,

@@ -54,7 +54,10 @@ async fn probe(device: &Path) -> Result<Option<Content>, Cause> {
     let output = tokio::time::timeout(PROBE_TIMEOUT, command.output())
         .await
         .map_err(|_| Error::Invalid {
-            what: format!("blkid did not end within {} s", PROBE_TIMEOUT.as_secs()),
+            what: format!(
+                "blkid did not end within {} s; the kernel's log tells whether the device answers",
+                PROBE_TIMEOUT.as_secs()
+            ),
         })?
         .map_err(|error| Error::step("running blkid (package util-linux)", error))?;
     judge_probe(&output)
@@ -63,7 +66,7 @@ async fn probe(device: &Path) -> Result<Option<Content>, Cause> {
 /// Chosen freely: a probe reads a few MiB; this is a dead target, not a slow one.
 const PROBE_TIMEOUT: Duration = Duration::from_mins(1);
 
-fn judge_probe(output: &Output) -> Result<Option<Content>, Cause> {
+pub(super) fn judge_probe(output: &Output) -> Result<Option<Content>, Cause> {
     match output.status.code() {
         Some(0) => Ok(Some(name_finding(&String::from_utf8_lossy(&output.stdout)))),
         // blkid(8): nothing was found, or it was impossible to look; hence the second witness.

@@ -58,7 +58,7 @@ pub(crate) fn mount_at(
                 return Err(io::Error::new(
                     io::ErrorKind::ResourceBusy,
                     format!(
-                        "a filesystem of type {} is mounted there already",
+                        "a filesystem of type {} is mounted there already; unmount it first",
                         there.fstype
                     ),
                 ));
@@ -76,7 +76,7 @@ pub(crate) fn mount_at(
     if let Err(error) = mounted {
         // An empty directory that stays harms nobody, and the mount's error is the one to tell.
         let _ = std::fs::remove_dir(mountpoint);
-        return Err(error);
+        return Err(explain(&error, fstype));
     }
     let handed = hand_out(mountpoint, handing);
     if handed.is_err() {
@@ -84,6 +84,22 @@ pub(crate) fn mount_at(
         let _ = unmount_at(mountpoint, false);
     }
     handed
+}
+
+/// The kernel's refusal with what to do about it; the number alone says next to nothing.
+fn explain(error: &io::Error, fstype: Fstype) -> io::Error {
+    let fstype = fstype.as_str();
+    let text = match rustix::io::Errno::from_io_error(error) {
+        Some(rustix::io::Errno::NODEV) => {
+            format!("this kernel cannot mount {fstype}: load its module with 'modprobe {fstype}'")
+        }
+        Some(rustix::io::Errno::PERM) => {
+            "the kernel does not let this process mount: run the daemon as root with CAP_SYS_ADMIN"
+                .to_owned()
+        }
+        _ => format!("{error}; the kernel's log (dmesg) says why"),
+    };
+    io::Error::new(error.kind(), text)
 }
 
 /// What users are to get is there.
@@ -174,3 +190,6 @@ pub(crate) fn users(device: &Path, mountpoint: &Path) -> io::Result<Vec<mount::M
     users.retain(|user| user.mountpoint != mountpoint);
     Ok(users)
 }
+
+#[cfg(test)]
+mod tests;

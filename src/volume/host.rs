@@ -379,7 +379,7 @@ const GROW_PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks; chosen freely.
 const GROW_INTERVAL: Duration = Duration::from_millis(500);
 
-async fn grow_device(device: &Path, bytes: u64) -> Result<u64, Cause> {
+pub(super) async fn grow_device(device: &Path, bytes: u64) -> Result<u64, Cause> {
     let deadline = tokio::time::Instant::now() + GROW_PATIENCE;
     loop {
         let path = device.to_owned();

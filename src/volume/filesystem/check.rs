@@ -32,7 +32,7 @@ pub(crate) async fn mend(device: &Path, fstype: Fstype, read_only: bool) -> Resu
     match fstype {
         Fstype::Ext4 if !read_only => mend_ext4(device).await,
         Fstype::Ext4 | Fstype::Xfs => Ok(()),
-        Fstype::Btrfs => refuse_twin(device).await,
+        Fstype::Btrfs => refuse_twin(device, Path::new("/sys/fs/btrfs")).await,
     }
 }
 
@@ -61,7 +61,7 @@ async fn mend_ext4(device: &Path) -> Result<(), Cause> {
 
 /// The kernel tells one Btrfs from another by its UUID alone: a clone beside its mounted origin is taken for a device of
 /// it, and data goes to the wrong one.
-async fn refuse_twin(device: &Path) -> Result<(), Cause> {
+pub(super) async fn refuse_twin(device: &Path, mounted: &Path) -> Result<(), Cause> {
     let words: [&std::ffi::OsStr; 7] = [
         "-p".as_ref(),
         "-s".as_ref(),
@@ -76,7 +76,7 @@ async fn refuse_twin(device: &Path) -> Result<(), Cause> {
         return Err(BLKID.failed(&output).into());
     }
     let uuid = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let Some(twin) = twin_of(Path::new("/sys/fs/btrfs"), &uuid, device)? else {
+    let Some(twin) = twin_of(mounted, &uuid, device)? else {
         return Ok(());
     };
     Err(Error::Invalid {
@@ -90,10 +90,16 @@ async fn refuse_twin(device: &Path) -> Result<(), Cause> {
 }
 
 /// Another device from which a Btrfs of this UUID is mounted. `mounted` is `/sys/fs/btrfs`.
-fn twin_of(mounted: &Path, uuid: &str, device: &Path) -> std::io::Result<Option<PathBuf>> {
+pub(super) fn twin_of(
+    mounted: &Path,
+    uuid: &str,
+    device: &Path,
+) -> std::io::Result<Option<PathBuf>> {
     // Without a UUID the path would be that of all of them.
     if uuid.is_empty() || uuid.contains('/') {
-        return Err(std::io::Error::other("blkid names no UUID of the Btrfs"));
+        return Err(std::io::Error::other(
+            "blkid names no UUID of the Btrfs; look at it with 'cinder-nbd attach' and btrfs check",
+        ));
     }
     let devices = match std::fs::read_dir(mounted.join(uuid).join("devices")) {
         Ok(devices) => devices,

@@ -39,7 +39,10 @@ impl Tool {
         let output = tokio::time::timeout(limit, command.output())
             .await
             .map_err(|_| Error::Invalid {
-                what: format!("{name} did not end within {} s", limit.as_secs()),
+                what: format!(
+                    "{name} did not end within {} s; the kernel's log tells whether the device answers",
+                    limit.as_secs()
+                ),
             })?;
         Ok(output
             .map_err(|error| Error::step(format!("running {name} (package {package})"), error))?)

@@ -1,60 +1,9 @@
 //! `docs/errors.md`, the section of this room: each of its lines happens, and each kind of error has its line.
 
+use support::errors::Section;
+
 use super::super::fake::Row;
 use super::*;
-
-/// The messages of the section, from the first column of its table.
-fn documented() -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let section = text.split("\n## Volumes\n").nth(1).expect("the section");
-    let section = section.split("\n## ").next().unwrap_or_default();
-    let rows = section.lines().filter_map(|row| row.strip_prefix("| `"));
-    rows.map(|row| row.split('`').next().unwrap().to_owned())
-        .collect()
-}
-
-/// Whether the text is an instance: words in capitals stand for anything.
-fn is_instance(text: &str, message: &str) -> bool {
-    let is_placeholder = |word: &str| {
-        word.len() > 1
-            && word
-                .chars()
-                .all(|letter| letter.is_ascii_uppercase() || letter == '_')
-    };
-    let mut fixed = vec![String::new()];
-    let mut word = String::new();
-    for letter in message.chars().chain([' ']) {
-        if letter.is_ascii_alphanumeric() || letter == '_' {
-            word.push(letter);
-            continue;
-        }
-        let is_wild = (is_placeholder(&word) && !KEPT.contains(&&*word)) || word == "N";
-        if is_wild {
-            fixed.push(String::new());
-        } else {
-            fixed.last_mut().unwrap().push_str(&word);
-        }
-        word.clear();
-        fixed.last_mut().unwrap().push(letter);
-    }
-    // The one that ended the last word.
-    fixed.last_mut().unwrap().pop();
-    let (first, rest) = fixed.split_first().unwrap();
-    let Some(mut left) = text.strip_prefix(&**first) else {
-        return false;
-    };
-    for part in rest {
-        let Some(at) = left.find(&**part) else {
-            return false;
-        };
-        left = &left[at + part.len()..];
-    }
-    left.is_empty() || rest.last().is_some_and(String::is_empty)
-}
-
-/// Words in capitals that are meant.
-const KEPT: [&str; 3] = ["OS_CLOUD", "OS_", "SECONDS"];
 
 /// A name for each kind: one that is new does not compile here until it has one.
 fn kind(error: &Error) -> &'static str {
@@ -228,29 +177,6 @@ async fn every_error_of_a_volume_happens_and_stands_in_the_document() {
     errors.push(of_a_crowd().await);
     let kinds: std::collections::BTreeSet<_> = errors.iter().map(kind).collect();
     assert_eq!(kinds.len(), KINDS, "not all kinds happened: {kinds:?}");
-    let documented = documented();
     let texts: Vec<String> = errors.iter().map(|error| line(error)).collect();
-    for text in &texts {
-        let is_there = documented.iter().any(|message| is_instance(text, message));
-        assert!(is_there, "not in docs/errors.md: {text}");
-    }
-    for message in &documented {
-        let happens = texts.iter().any(|text| is_instance(text, message));
-        assert!(happens, "in docs/errors.md, and does not happen: {message}");
-    }
-}
-
-#[test]
-fn a_message_is_compared_with_what_it_stands_for() {
-    assert!(is_instance("no such volume: v1", "no such volume: NAME"));
-    assert!(is_instance(
-        "v1 has 2 GiB, and so on",
-        "NAME has N GiB, and so on"
-    ));
-    assert!(is_instance(
-        "asking for v1: no: really",
-        "asking for NAME: CAUSE"
-    ));
-    assert!(!is_instance("no such volume", "no such volume: NAME"));
-    assert!(!is_instance("v1 is here; x", "NAME is here"));
+    Section::read("Volumes").assert_is_of(&texts);
 }

@@ -5,6 +5,7 @@
 //! product must meet a right one here.
 
 pub mod cloud;
+pub mod errors;
 pub mod lio;
 pub mod nbd;
 pub mod proxy;
