@@ -47,7 +47,7 @@ fn check(error: &Error, secrets: &Secrets) {
 struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Those in the body that stand nowhere else in it, and those that the request held: they are struck out of a
+    /// Those in the body that stand nowhere else in it and are no words of ours, and those that the request held: they are struck out of a
     /// refusal even if the body quotes them.
     fn of(question: Question, status: u16, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
@@ -55,7 +55,7 @@ impl Secrets {
         if let Ok(value) = serde_json::from_slice(body) {
             collect(&value, &mut found);
         }
-        found.retain(|secret| secret.len() >= 8 && text.matches(secret.as_str()).count() == 1);
+        found.retain(|secret| secret.len() >= 12 && text.matches(secret.as_str()).count() == 1);
         let sent = [(PASSWORD, question == Question::Token), (TOKEN, true)];
         for (secret, was_sent) in sent {
             let is_struck_out = was_sent && !(200..300).contains(&status);

@@ -65,10 +65,11 @@ fn check_request(request: &CreateRequest, options: &BTreeMap<String, String>) {
     let subdir = request.top.subdir.as_ref().and_then(|path| path.to_str());
     let told = [request.mount_options.as_deref(), subdir];
     assert!(!told.iter().flatten().any(|text| text.contains('\0')));
+    let asked = request.mkfs_options.as_ref().map_or(0, String::len);
     for fstype in Fstype::ALL {
         match request.mkfs_options(fstype) {
             Ok(options) => check_mkfs(&options),
-            Err(error) => check_line(&error.to_string(), options["mkfs_opts"].len()),
+            Err(error) => check_line(&error.to_string(), asked),
         }
     }
 }
@@ -83,7 +84,7 @@ fn check_mkfs(options: &MkfsOptions) {
 
 fn check_refusal(reason: &str, body: &[u8]) {
     let options = options_of(body);
-    if options.contains_key("help") {
+    if reason.starts_with("the options of docker volume create") {
         assert!(reason.lines().count() > 10, "{reason}");
     } else {
         check_line(reason, body.len());
@@ -91,7 +92,9 @@ fn check_refusal(reason: &str, body: &[u8]) {
     let answer: Value = serde_json::from_slice(&refusal(reason.to_owned())).expect("JSON");
     assert_eq!(answer, serde_json::json!({ "Err": reason }));
     // The only option, and a slip of the pen: its advice is the right word.
+    // A member that is there twice is refused before its options are looked at.
     if options.len() == 1
+        && !reason.starts_with("the call is not understood")
         && let Some((slip, right)) = SLIPS.iter().find(|(slip, _)| options.contains_key(*slip))
     {
         assert!(
@@ -112,7 +115,7 @@ fn check_line(text: &str, sent: usize) {
 
 /// The options as JSON has them, read another way than the plugin does.
 fn options_of(body: &[u8]) -> BTreeMap<String, String> {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let body: Value = serde_json::from_str(&String::from_utf8_lossy(body)).unwrap_or_default();
     let options = body.get("Opts").and_then(Value::as_object);
     let options = options.into_iter().flatten();
     let texts = options.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));

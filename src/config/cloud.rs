@@ -282,11 +282,18 @@ impl Keys {
     }
 
     fn has(&self, key: &str) -> bool {
-        self.values.contains_key(key)
+        self.value(key).is_some()
+    }
+
+    /// An empty one is none, as among the variables.
+    fn value(&self, key: &str) -> Option<&Secret> {
+        self.values
+            .get(key)
+            .filter(|value| !value.expose().is_empty())
     }
 
     fn text(&self, key: &str) -> Option<String> {
-        self.values.get(key).map(|value| value.expose().to_owned())
+        self.value(key).map(|value| value.expose().to_owned())
     }
 
     fn is_without_keystone(&self) -> bool {
@@ -475,8 +482,7 @@ impl Keys {
     }
 
     fn need_secret(&self, what: &'static str, key: &str) -> Result<Secret, Error> {
-        self.values
-            .get(key)
+        self.value(key)
             .cloned()
             .ok_or_else(|| self.missing(what, &[key]))
     }

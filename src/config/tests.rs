@@ -291,6 +291,20 @@ fn unknown_keys_and_wrong_values_of_the_files_cloud_are_refused() {
 }
 
 #[test]
+fn an_empty_value_is_none() {
+    let shell = Shell::new(&[]);
+    for (key, expected) in [("auth_url", "set auth_url"), ("token", "gives no token")] {
+        let mut text =
+            "[cloud]\nauth_url = 'https://k'\ntoken = 't'\nauth_type = 'token'\n".to_owned();
+        let begin = text.find(&format!("{key} = '")).unwrap();
+        let end = begin + text[begin..].find('\n').unwrap();
+        text.replace_range(begin..end, &format!("{key} = ''"));
+        let error = shell.error(&text);
+        assert!(error.contains(expected), "{key}: {error}");
+    }
+}
+
+#[test]
 fn without_keystone_only_cinders_address_is_needed() {
     let shell = Shell::new(&[
         ("OS_AUTH_TYPE", "none"),
