@@ -1,109 +1,27 @@
 //! The room `cinder` against a server that misbehaves on purpose: lost answers, expired tokens, proxies, foreign pages.
 //!
-//! The server is a script: a function from a request to a reply, over plain TCP, so that it can also say nothing, or
-//! hang up. What it must be asked, and how often, is checked as much as what comes out.
+//! What the server must be asked, and how often, is checked as much as what comes out.
 #![expect(
     clippy::unwrap_used,
     reason = "what does not hold ends the test, in its helpers too"
 )]
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cinder_nbd::cinder::{Cinder, Connector, Error, NewVolume};
 use cinder_nbd::config::{Auth, CloudConfig, Domain, Interface, Project, Tls, User};
 use iscsi::proto::Secret;
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use serde_json::json;
+use support::cloud::script::{Reply, Seen, Server, fault, ok, page, status, volume};
 
-/// A request as the server saw it.
-#[derive(Clone, Debug)]
-struct Seen {
-    method: String,
-    /// With the query.
-    path: String,
-    headers: HashMap<String, String>,
-    body: Value,
+/// A client of the server.
+trait Client {
+    fn config(&self) -> CloudConfig;
+    async fn cinder(&self) -> Cinder;
+    async fn refused(&self) -> Error;
 }
 
-impl Seen {
-    fn is(&self, method: &str, path: &str) -> bool {
-        self.method == method && self.path.split('?').next() == Some(path)
-    }
-}
-
-enum Reply {
-    /// Status, further header lines, body.
-    Answer(u16, &'static str, String),
-    /// The connection ends without a word.
-    HangUp,
-    /// Nothing is said until the client gives up.
-    Silence,
-}
-
-fn ok(body: &Value) -> Reply {
-    status(200, body)
-}
-
-fn status(status: u16, body: &Value) -> Reply {
-    Reply::Answer(
-        status,
-        "X-Openstack-Request-Id: req-42\r\n",
-        body.to_string(),
-    )
-}
-
-fn fault(code: u16, name: &str, message: &str) -> Reply {
-    status(code, &json!({name: {"code": code, "message": message}}))
-}
-
-fn page(code: u16, text: &str) -> Reply {
-    Reply::Answer(
-        code,
-        "Content-Type: text/html\r\n",
-        format!("<html><body><h1>{text}</h1></body></html>"),
-    )
-}
-
-struct Server {
-    url: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Server {
-    /// Serves by the script; where that says nothing, as a well-behaved cloud.
-    async fn start(
-        script: impl Fn(&Seen, &[Seen]) -> Option<Reply> + Send + Sync + 'static,
-    ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-        let script = Arc::new(script);
-        let task = tokio::spawn({
-            let (seen, url) = (Arc::clone(&seen), url.clone());
-            async move {
-                let mut connections = tokio::task::JoinSet::new();
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    let (seen, script, url) = (Arc::clone(&seen), Arc::clone(&script), url.clone());
-                    connections.spawn(async move {
-                        let _ = serve(stream, &url, &seen, &*script).await;
-                    });
-                }
-            }
-        });
-        Self { url, seen, task }
-    }
-
+impl Client for Server {
     fn config(&self) -> CloudConfig {
         CloudConfig {
             place: "the environment".into(),
@@ -131,104 +49,6 @@ impl Server {
     async fn refused(&self) -> Error {
         Cinder::connect(&self.config()).await.unwrap_err()
     }
-
-    fn count(&self, method: &str, path: &str) -> usize {
-        self.seen
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|seen| seen.is(method, path))
-            .count()
-    }
-}
-
-async fn serve(
-    stream: TcpStream,
-    url: &str,
-    log: &Mutex<Vec<Seen>>,
-    script: &(impl Fn(&Seen, &[Seen]) -> Option<Reply> + ?Sized),
-) -> std::io::Result<()> {
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    stream.read_line(&mut line).await?;
-    let mut words = line.split_whitespace().map(str::to_owned);
-    let (method, path) = (
-        words.next().unwrap_or_default(),
-        words.next().unwrap_or_default(),
-    );
-    let mut headers = HashMap::new();
-    loop {
-        let mut line = String::new();
-        stream.read_line(&mut line).await?;
-        let Some((name, value)) = line.trim().split_once(": ") else {
-            break;
-        };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let length = headers
-        .get("content-length")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let seen = Seen {
-        method,
-        path,
-        headers,
-        body,
-    };
-    let reply = {
-        let mut log = log.lock().unwrap();
-        let reply = script(&seen, &log);
-        log.push(seen.clone());
-        reply.unwrap_or_else(|| usual(&seen, url))
-    };
-    match reply {
-        Reply::Answer(status, headers, body) => {
-            let length = body.len();
-            let text = format!(
-                "HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-            );
-            stream.write_all(text.as_bytes()).await?;
-            stream.shutdown().await
-        }
-        Reply::HangUp => Ok(()),
-        Reply::Silence => stream.read(&mut [0]).await.map(|_| ()),
-    }
-}
-
-/// A well-behaved cloud with one volume and no attachment.
-fn usual(seen: &Seen, url: &str) -> Reply {
-    let volume = volume("available", &json!({}));
-    if seen.is("POST", "/identity/v3/auth/tokens") {
-        let endpoint = json!({"interface": "public", "region_id": "R", "region": "R", "url": format!("{url}/volume/v3/p1")});
-        let body = json!({"token": {"project": {"id": "p1"},
-            "catalog": [{"type": "volumev3", "name": "x", "endpoints": [endpoint]}]}});
-        return Reply::Answer(201, "X-Subject-Token: token-1\r\n", body.to_string());
-    }
-    if seen.is("GET", "/volume/v3/") {
-        return ok(&json!({"versions": [{"id": "v3.0", "version": "3.70", "min_version": "3.0"}]}));
-    }
-    match (
-        seen.method.as_str(),
-        seen.path.trim_start_matches("/volume/v3/p1/"),
-    ) {
-        ("GET", path) if path.starts_with("volumes/detail") => ok(&json!({"volumes": [volume]})),
-        ("GET", "volumes/v-1") => ok(&json!({"volume": volume})),
-        ("POST", "volumes") => status(202, &json!({"volume": volume})),
-        ("GET", path) if path.starts_with("attachments/detail") => ok(&json!({"attachments": []})),
-        ("POST", "attachments") => {
-            ok(&json!({"attachment": {"id": "a-1", "status": "reserved", "connection_info": {}}}))
-        }
-        ("DELETE", path) if path.starts_with("attachments/") => ok(&json!({"attachments": []})),
-        _ => fault(404, "itemNotFound", "Nothing could be found."),
-    }
-}
-
-fn volume(status: &str, metadata: &Value) -> Value {
-    json!({"id": "v-1", "name": "v", "status": status, "size": 1, "metadata": metadata, "attachments": [],
-        "created_at": "2026-11-22T18:35:54.000000", "updated_at": "2026-11-22T18:40:00.000000"})
 }
 
 fn one_line(error: &Error) -> String {
@@ -248,7 +68,7 @@ const ATTACHMENTS: &str = "/volume/v3/p1/attachments";
 async fn requests_carry_token_and_microversion() {
     let server = Server::start(|_, _| None).await;
     server.cinder().await.list().await.unwrap();
-    let seen = server.seen.lock().unwrap().clone();
+    let seen = server.seen();
     let list = seen.iter().find(|seen| seen.is("GET", VOLUMES)).unwrap();
     assert_eq!(list.headers["x-auth-token"], "token-1");
     assert_eq!(list.headers["openstack-api-version"], "volume 3.54");
@@ -427,7 +247,7 @@ async fn a_cinder_that_is_too_old_or_none_is_named() {
 
     let server = Server::start(old("3.50")).await;
     server.cinder().await.list().await.unwrap();
-    let seen = server.seen.lock().unwrap().clone();
+    let seen = server.seen();
     assert_eq!(
         seen.last().unwrap().headers["openstack-api-version"],
         "volume 3.44"
@@ -535,7 +355,7 @@ async fn a_lost_answer_to_a_reservation_is_looked_for_and_deleted() {
         one_line(&error);
         // Not sent twice, for it may have been carried out; only the new and idle one is deleted.
         assert_eq!(server.count("POST", ATTACHMENTS), 1, "{error}");
-        let seen = server.seen.lock().unwrap().clone();
+        let seen = server.seen();
         let deleted: Vec<&str> = seen
             .iter()
             .filter(|seen| seen.method == "DELETE")
@@ -742,7 +562,7 @@ async fn cinder_without_keystone_works_by_its_address() {
     assert_eq!(cinder.list().await.unwrap().len(), 1);
     assert_eq!(server.count("POST", TOKENS), 0);
     assert_eq!(
-        server.seen.lock().unwrap().last().unwrap().headers["x-auth-token"],
+        server.seen().last().unwrap().headers["x-auth-token"],
         "admin:p1"
     );
 }

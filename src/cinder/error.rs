@@ -318,7 +318,9 @@ pub enum Error {
         volume: String,
     },
     /// The connection information lacks something or does not parse.
-    #[error("Cinder's connection information is unusable: {0}; the storage driver does not suit")]
+    #[error(
+        "Cinder's connection information is unusable: {0}; use a volume type of another backend, or ask the cloud's operators"
+    )]
     ConnectionInfo(String),
     /// The answer is not what the API promises.
     #[error("an answer of {url} is not understood: {what}{request}; is a proxy in between?")]
@@ -416,7 +418,7 @@ impl Error {
 }
 
 /// Names and projects are what is mostly mistaken.
-pub(super) const REMEDY_NOT_FOUND: &str = "check the name or id with `cinder-nbd volume list`, and that OS_PROJECT_NAME is the right project";
+const REMEDY_NOT_FOUND: &str = "check the name or id with `cinder-nbd volume list`, and that OS_PROJECT_NAME is the right project";
 
 /// Enough to choose from; the rest is counted.
 const LISTED_MAX: usize = 10;

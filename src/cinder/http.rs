@@ -122,7 +122,7 @@ impl Http {
         if let Some(token) = request.token {
             let mut value = HeaderValue::from_str(token.expose()).map_err(|_| Failure {
                 error: Error::Misuse(
-                    "the token holds characters that no header may hold; set OS_TOKEN anew"
+                    "project_id (OS_PROJECT_ID) holds characters that no request may carry; correct it"
                         .to_owned(),
                 ),
                 sent: false,
@@ -270,7 +270,7 @@ fn failure(place: &str, error: &reqwest::Error) -> Failure {
     }
     if error.is_builder() {
         return Failure {
-            error: Error::Setup(format!("{url}: {cause}; correct the address")),
+            error: Error::Setup(format!("cannot ask {url}: {cause}; correct the address")),
             sent: false,
         };
     }

@@ -193,7 +193,8 @@ fn refusal(answer: &Answer, config: &CloudConfig) -> Error {
     let is_keystone = fault.name.as_deref() == Some("error");
     match answer.status {
         // An unknown application credential is 404, in Keystone's own form.
-        401 | 403 | 404 if is_keystone => Error::Credentials {
+        // 400 is a credential of the wrong form: an empty password, a name that is too long.
+        400 | 401 | 403 | 404 if is_keystone => Error::Credentials {
             url,
             message,
             request,
@@ -217,12 +218,6 @@ fn refusal(answer: &Answer, config: &CloudConfig) -> Error {
             status: answer.status,
             message,
             request,
-        },
-        400 if is_keystone => Error::Rejected {
-            status: 400,
-            message: format!("Keystone: {message}"),
-            request,
-            remedy: format!("check the settings in {}", config.place),
         },
         status => Error::NotKeystone {
             url,

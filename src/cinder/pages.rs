@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::Cinder;
-use super::error::{Error, REMEDY_NOT_FOUND, RequestId};
+use super::error::{Error, RequestId};
 use super::http::{Answer, without_query};
 use super::session::Call;
 
@@ -96,8 +96,20 @@ pub(super) fn the_one<T>(
         (None, _) => Err(Error::NotFound {
             message: format!("there is no {kind} `{name}` in this project"),
             request: RequestId(None),
-            remedy: REMEDY_NOT_FOUND.to_owned(),
+            remedy: format!(
+                "`cinder-nbd {} list` shows what there is; is OS_PROJECT_NAME the right project?",
+                verb_of(kind)
+            ),
         }),
+    }
+}
+
+/// What lists them at the command line.
+fn verb_of(kind: &str) -> &'static str {
+    match kind {
+        "snapshot" => "volume snapshot",
+        "transfer" => "volume transfer",
+        _ => "volume",
     }
 }
 

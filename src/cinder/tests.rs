@@ -8,6 +8,8 @@ use super::fault::Fault;
 use super::http::Answer;
 use crate::config::{Auth, CloudConfig, Domain, Interface, Project, Tls, User};
 
+mod errors;
+
 pub(super) fn config(auth_url: &str) -> CloudConfig {
     CloudConfig {
         place: "the environment".into(),

@@ -2,7 +2,9 @@
 //!
 //! Invariant: no look follows another at once, and none is further away than `PAUSE_MAX`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Cinder needs 0.2 to 0.5 s when it has nothing else to do.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);

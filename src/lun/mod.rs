@@ -15,6 +15,8 @@ mod limits;
 mod losses;
 mod machine;
 mod pace;
+#[cfg(test)]
+mod tests;
 mod throttle;
 
 use std::os::fd::BorrowedFd;

@@ -70,7 +70,7 @@ pub enum Error {
         most: usize,
     },
     /// There is nothing to listen on.
-    #[error("the export has nothing to listen on")]
+    #[error("the export has nothing to listen on: give it a socket or an address")]
     NoEndpoints,
     /// What a client was to be served on is no stream.
     #[error(
@@ -84,7 +84,7 @@ pub enum Error {
     #[error("cannot start a lane")]
     Lane(#[source] io::Error),
     /// A backend could not be opened on its lane.
-    #[error("cannot open the backend")]
+    #[error("cannot open the volume")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A thread of ours panicked.
     #[error("a thread of the device ended unexpectedly: a bug; the log says where")]
@@ -103,7 +103,9 @@ pub enum Error {
     )]
     BlockBytes(u32),
     /// An empty device, or one that is no multiple of its blocks.
-    #[error("the volume has {0} bytes, which is no positive multiple of its blocks")]
+    #[error(
+        "the volume has {0} bytes, which is no positive multiple of its blocks: see to the target"
+    )]
     SizeBytes(u64),
     /// An identifier the kernel would not show.
     #[error("the backend identifier {0:?} must be 1 to 255 printable bytes")]

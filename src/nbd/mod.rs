@@ -33,6 +33,8 @@ mod pool;
 mod reclaim;
 mod reply;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod tls;
 pub mod transmission;

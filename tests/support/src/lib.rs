@@ -13,6 +13,7 @@ mod random;
 pub mod stamp;
 pub mod target;
 pub mod tgt;
+pub mod tls;
 
 use std::sync::Arc;
 

@@ -17,6 +17,7 @@ mod cinder;
 mod clock;
 mod faults;
 mod keystone;
+pub mod script;
 mod snapshots;
 mod state;
 mod transfers;
