@@ -12,7 +12,7 @@ use cinder_nbd::cinder::{Cinder, Connector, Error, NewVolume};
 use cinder_nbd::config::{Auth, CloudConfig, Domain, Interface, Project, Tls, User};
 use iscsi::proto::Secret;
 use serde_json::json;
-use support::cloud::script::{Reply, Seen, Server, fault, ok, page, status, volume};
+use support::cloud::script::{Reply, Seen, Server, fault, ok, page, volume};
 
 /// A client of the server.
 trait Client {

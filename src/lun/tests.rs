@@ -131,10 +131,10 @@ async fn of_proofs() -> Vec<Error> {
             session.mutual_chap = Some(credentials("it", "a wrong secret"));
         }),
         with(&asking, &|session| {
-            session.chap = Some(credentials("", "s"))
+            session.chap = Some(credentials("", "s"));
         }),
         with(&asking, &|session| {
-            session.chap = Some(credentials("me", ""))
+            session.chap = Some(credentials("me", ""));
         }),
         with(&asking, &|session| {
             named(session);
