@@ -1,10 +1,9 @@
 //! `docs/errors.md`, the section "iSCSI login and LUN": each of its lines happens, at targets that misbehave.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use iscsi::proto::{ChapCredentials, DigestPolicy, Isid, Secret};
-use support::errors::Section;
+use support::errors::{Section, in_one_line};
 use support::target::{Builder, Disk, FINAL, Fault, Pdu, Script, Target, op};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -131,10 +130,10 @@ async fn of_proofs() -> Vec<Error> {
             session.mutual_chap = Some(credentials("it", "a wrong secret"));
         }),
         with(&asking, &|session| {
-            session.chap = Some(credentials("", "s"))
+            session.chap = Some(credentials("", "s"));
         }),
         with(&asking, &|session| {
-            session.chap = Some(credentials("me", ""))
+            session.chap = Some(credentials("me", ""));
         }),
         with(&asking, &|session| {
             named(session);
@@ -214,20 +213,6 @@ async fn of_units() -> Vec<Error> {
     errors
 }
 
-/// The error and its causes on one line, as the rooms above print it.
-fn line(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[tokio::test]
 async fn every_error_of_a_login_happens_and_stands_in_the_document() {
     let mut errors = of_refusals().await;
@@ -236,6 +221,6 @@ async fn every_error_of_a_login_happens_and_stands_in_the_document() {
     errors.extend(of_units().await);
     let kinds: std::collections::BTreeSet<_> = errors.iter().map(kind).collect();
     assert_eq!(kinds.len(), KINDS, "not all kinds happened: {kinds:?}");
-    let texts: Vec<String> = errors.iter().map(line).collect();
+    let texts: Vec<String> = errors.iter().map(|error| in_one_line(error)).collect();
     Section::read("iSCSI login and LUN").assert_is_of(&texts);
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::task::{Context, Poll};
 
-use support::errors::Section;
+use support::errors::{Section, in_one_line};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -184,20 +184,6 @@ fn of_kernels() -> Vec<Error> {
     ]
 }
 
-/// The error and its causes on one line, as the rooms above print it.
-fn line(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[tokio::test]
 async fn every_error_of_a_device_happens_and_stands_in_the_document() {
     let mut errors = of_volumes().await;
@@ -205,6 +191,6 @@ async fn every_error_of_a_device_happens_and_stands_in_the_document() {
     errors.extend(of_kernels());
     let kinds: std::collections::BTreeSet<_> = errors.iter().map(kind).collect();
     assert_eq!(kinds.len(), KINDS, "not all kinds happened: {kinds:?}");
-    let texts: Vec<String> = errors.iter().map(line).collect();
+    let texts: Vec<String> = errors.iter().map(|error| in_one_line(error)).collect();
     Section::read("NBD device").assert_is_of(&texts);
 }

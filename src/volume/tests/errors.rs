@@ -3,6 +3,7 @@
 use support::errors::Section;
 
 use super::super::fake::Row;
+use super::restart::{killed, mounted, reborn, until, view};
 use super::*;
 
 /// A name for each kind: one that is new does not compile here until it has one.
@@ -143,6 +144,36 @@ async fn of_foreign_volume() -> Vec<Error> {
     errors
 }
 
+/// Why a device that a process before this one had is not served again, as `cinder-nbd list` shows it.
+async fn of_restarts() -> Vec<String> {
+    let changes = [
+        ("\"lanes\": 2", "\"lanes\": 17"),
+        ("\"block_bytes\": 512", "\"block_bytes\": 513"),
+    ];
+    let mut errors = Vec::new();
+    for (from, to) in changes {
+        let (world, directory) = killed(mounted().await).await;
+        let entries = directory.path().join("state/attachments");
+        let file = std::fs::read_dir(&entries).unwrap().next().unwrap();
+        let file = file.unwrap().path();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&file, text.replace(from, to)).unwrap();
+        errors.push(last_error(&reborn((world, directory))).await);
+    }
+    let bed = Bed::new();
+    bed.engine.attach_static(static_target()).await.unwrap();
+    let (world, directory) = killed(bed).await;
+    std::fs::remove_dir_all(directory.path().join("run/sessions")).unwrap();
+    errors.push(last_error(&reborn((world, directory))).await);
+    errors
+}
+
+async fn last_error(bed: &Bed) -> String {
+    until("tried", async || view(bed).await.last_error.is_some()).await;
+    view(bed).await.last_error.unwrap()
+}
+
 async fn of_no_cloud() -> Error {
     let directory = tempfile::tempdir().unwrap();
     let (cloud, platform) = (ConfiguredCloud::new(None), World::default());
@@ -177,6 +208,7 @@ async fn every_error_of_a_volume_happens_and_stands_in_the_document() {
     errors.push(of_a_crowd().await);
     let kinds: std::collections::BTreeSet<_> = errors.iter().map(kind).collect();
     assert_eq!(kinds.len(), KINDS, "not all kinds happened: {kinds:?}");
-    let texts: Vec<String> = errors.iter().map(|error| line(error)).collect();
+    let mut texts: Vec<String> = errors.iter().map(|error| line(error)).collect();
+    texts.extend(of_restarts().await);
     Section::read("Volumes").assert_is_of(&texts);
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Dead without a word: kernel and Cinder keep what they have.
-async fn killed(bed: Bed) -> (World, tempfile::TempDir) {
+pub(super) async fn killed(bed: Bed) -> (World, tempfile::TempDir) {
     let Bed {
         world,
         directory,
@@ -18,7 +18,7 @@ async fn killed(bed: Bed) -> (World, tempfile::TempDir) {
     (world, directory)
 }
 
-fn reborn((world, directory): (World, tempfile::TempDir)) -> Bed {
+pub(super) fn reborn((world, directory): (World, tempfile::TempDir)) -> Bed {
     let (engine, running) = start(&world, directory.path());
     Bed {
         world,
@@ -28,7 +28,7 @@ fn reborn((world, directory): (World, tempfile::TempDir)) -> Bed {
     }
 }
 
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+pub(super) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     for _ in 0..6000 {
         if is_so().await {
             return;
@@ -48,11 +48,11 @@ async fn served(bed: &Bed) {
     .await;
 }
 
-async fn view(bed: &Bed) -> View {
+pub(super) async fn view(bed: &Bed) -> View {
     bed.engine.list().await.unwrap().remove(0)
 }
 
-async fn mounted() -> Bed {
+pub(super) async fn mounted() -> Bed {
     let bed = Bed::new();
     let request = CreateRequest::default();
     bed.engine.create("v1", request).await.unwrap();

@@ -72,7 +72,10 @@ impl Worker {
         if self.live.is_none() {
             if self.left.is_empty() {
                 return Err(Error::Invalid {
-                    what: format!("{} is not attached here", self.name),
+                    what: format!(
+                        "{} is not attached here; 'cinder-nbd list' shows what is",
+                        self.name
+                    ),
                 });
             }
             return self.settle_left().await;

@@ -13,7 +13,9 @@ pub(super) async fn of_settings_and_ways() -> Vec<Error> {
     let directory = tempfile::tempdir().unwrap();
     let trusting = async |text: Option<&str>| {
         let path = directory.path().join("ca.pem");
-        text.map(|text| std::fs::write(&path, text).unwrap());
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
         let mut config = config("https://127.0.0.1:1");
         config.tls.cacert = Some(path);
         refused(&config).await

@@ -87,7 +87,7 @@ async fn of_catalogs() -> Vec<Error> {
 async fn of_answers() -> Vec<Error> {
     let show = async |script: Script| failed(script, async |cinder| cinder.show("v-1").await).await;
     let scripts: [Script; 8] = [
-        |seen, _| is_show(seen).then(|| Reply::HangUp),
+        |seen, _| is_show(seen).then_some(Reply::HangUp),
         |seen, _| is_show(seen).then(|| fault(403, "forbidden", "Policy does not allow it.")),
         |seen, _| is_show(seen).then(|| fault(404, "itemNotFound", "Volume v-1 is not there.")),
         |seen, _| is_show(seen).then(|| fault(413, "overLimit", "Too many volumes.")),

@@ -79,9 +79,10 @@ async fn of_creations() -> Vec<Error> {
         if asks(seen, "DELETE", "volumes/v-1") {
             return Some(status(202, &json!({})));
         }
-        match before.iter().any(|seen| seen.method == "DELETE") {
-            true => absent_volume(seen),
-            false => made_in_error(seen),
+        if before.iter().any(|seen| seen.method == "DELETE") {
+            absent_volume(seen)
+        } else {
+            made_in_error(seen)
         }
     };
     let stays: Script = |seen, _| match seen.method.as_str() {
