@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::volume::fake::World;
-use crate::volume::{Content, MountUser, Running};
+use crate::volume::{Content, Running};
 
 mod errors;
 
@@ -173,18 +173,11 @@ async fn a_volume_lives_from_create_to_remove() {
         (volumes.as_array().unwrap().len(), &volumes[0]["Name"]),
         (1, &json!("v1"))
     );
-    // As the kernel has it when the container has begun.
-    bed.world.set_users(vec![MountUser {
-        pid: 4711,
-        mountpoint: PathBuf::from("/data"),
-        own_namespace: false,
-    }]);
     assert!(
         bed.err("VolumeDriver.Remove", named.clone())
             .await
             .contains("in use")
     );
-    bed.world.set_users(Vec::new());
     bed.done("VolumeDriver.Unmount", mount).await;
     assert!(bed.world.is_clean());
     bed.done("VolumeDriver.Remove", named.clone()).await;

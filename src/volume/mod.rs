@@ -111,6 +111,11 @@ impl TryFrom<&Config> for Settings {
     type Error = Error;
 
     fn try_from(config: &Config) -> Result<Self, Error> {
+        let of = |key: &'static str| {
+            move |error: Error| Error::Invalid {
+                what: format!("{key} of the configuration: {error}"),
+            }
+        };
         Ok(Self {
             runtime_dir: config.runtime_dir.clone(),
             state_dir: config.state_dir.clone(),
@@ -124,8 +129,14 @@ impl TryFrom<&Config> for Settings {
             header_digest: config.header_digest,
             data_digest: config.data_digest,
             default_size: config.default_size,
-            default_fstype: config.default_fstype.parse()?,
-            elsewhere: config.attached_elsewhere.parse()?,
+            default_fstype: config
+                .default_fstype
+                .parse()
+                .map_err(of("default_fstype"))?,
+            elsewhere: config
+                .attached_elsewhere
+                .parse()
+                .map_err(of("attached_elsewhere"))?,
         })
     }
 }

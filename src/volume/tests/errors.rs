@@ -31,6 +31,14 @@ fn kind(error: &Error) -> &'static str {
 
 const KINDS: usize = 17;
 
+/// A wrong word in the daemon's file.
+fn settings_with(text: &str) -> Error {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let config = Config::load_local(Some(file.path())).unwrap();
+    Settings::try_from(&config).unwrap_err()
+}
+
 /// What is wrong before anything is asked for.
 fn of_words() -> Vec<Error> {
     let check = |request: CreateRequest| request.check().unwrap_err();
@@ -45,6 +53,8 @@ fn of_words() -> Vec<Error> {
         parse_mode("rwx").unwrap_err(),
         "keep".parse::<Reclaim>().unwrap_err(),
         "steal".parse::<Elsewhere>().unwrap_err(),
+        settings_with("default_fstype = 'fat'"),
+        settings_with("attached_elsewhere = 'steal'"),
         check(CreateRequest {
             image: text("i"),
             snapshot_id: text("s"),

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::{RETRY_INTERVAL, Worker, marks_of};
+use super::{RETRY_INTERVAL, START_INTERVAL, Worker, marks_of};
 use crate::cinder::{NewVolume, Volume};
 use crate::volume::error::{Error, line};
 use crate::volume::journal::{Formatted, Pending, Record};
@@ -104,7 +104,8 @@ impl Worker {
 
     pub(super) async fn remove(&mut self) -> Result<(), Error> {
         // An engine asks for this when no container of it has the volume; one that was killed leaves counts of those it had.
-        if self.count() > 0 && self.is_used().await? {
+        let may_begin = self.told_at.elapsed() < START_INTERVAL;
+        if self.count() > 0 && (may_begin || self.is_used().await?) {
             return Err(self.counted("unmount it first"));
         }
         if self.held {

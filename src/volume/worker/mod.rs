@@ -176,6 +176,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a mount is kept for a caller that hung up. Docker gives up after 120 s, and people try
 /// again at once.
 const ABANDONED_INTERVAL: Duration = Duration::from_mins(5);
+/// From Mount until a container that starts at once has begun. Chosen freely: a removal in that time is refused, whatever the
+/// kernel says, as it cannot be undone.
+const START_INTERVAL: Duration = Duration::from_secs(10);
 /// From Mount to the moment when the kernel knows its caller: an engine mounts all volumes of a container, with two
 /// minutes for each, before the container has any. Chosen freely, any value above that works.
 const BEGIN_INTERVAL: Duration = Duration::from_mins(10);
