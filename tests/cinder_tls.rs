@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use cinder_nbd::cinder::{Cinder, Error};
-use cinder_nbd::config::{Auth, CloudConfig, Interface, Tls};
+use cinder_nbd::config::{Auth, ClientCertificate, CloudConfig, Interface, Tls};
 use iscsi::proto::Secret;
 use support::tls::{Server, certificate};
 
@@ -55,6 +55,7 @@ async fn an_unknown_authority_is_named_and_cacert_helps() {
     let trusted = Tls {
         cacert: Some(server.authority.clone()),
         insecure: false,
+        client: None,
     };
     let error = server.refused(trusted).await;
     assert!(
@@ -65,6 +66,7 @@ async fn an_unknown_authority_is_named_and_cacert_helps() {
         .refused(Tls {
             cacert: None,
             insecure: true,
+            client: None,
         })
         .await;
     assert!(
@@ -80,6 +82,7 @@ async fn a_certificate_of_another_name_is_refused_by_name() {
     let trusted = Tls {
         cacert: Some(server.authority.clone()),
         insecure: false,
+        client: None,
     };
     let error = server.refused(trusted).await;
     let text = error.to_string();
@@ -98,10 +101,51 @@ async fn a_self_signed_authority_as_server_is_explained() {
     let trusted = Tls {
         cacert: Some(server.authority.clone()),
         insecure: false,
+        client: None,
     };
     let text = server.refused(trusted).await.to_string();
     assert!(
         text.ends_with("it needs one signed by that authority (CA:FALSE)"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_server_that_asks_who_we_are_is_shown_our_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start_asking(directory.path(), "IP:127.0.0.1");
+    let ours = "subjectAltName=DNS:us.example";
+    let cert = certificate(directory.path(), "us", ours, Some(&server.authority));
+    let trusting = |client| Tls {
+        cacert: Some(server.authority.clone()),
+        insecure: false,
+        client,
+    };
+    // It ends the connection, and that is all that is heard of it.
+    let error = server.refused(trusting(None)).await;
+    assert!(
+        matches!(
+            error,
+            Error::Tls { .. } | Error::Lost { .. } | Error::Unreachable { .. }
+        ),
+        "{error}"
+    );
+    let key = cert.with_extension("key");
+    let two = ClientCertificate {
+        cert: cert.clone(),
+        key: Some(key.clone()),
+    };
+    let both = directory.path().join("both.pem");
+    let text = [cert, key].map(|file| std::fs::read_to_string(file).unwrap());
+    std::fs::write(&both, text.concat()).unwrap();
+    let one = ClientCertificate {
+        cert: both,
+        key: None,
+    };
+    for shown in [two, one] {
+        let error = server.refused(trusting(Some(shown))).await;
+        // It has taken the request, which it cannot answer.
+        let is_let_in = matches!(error, Error::NotKeystone { .. } | Error::Timeout { .. });
+        assert!(is_let_in, "{error:?}");
+    }
 }

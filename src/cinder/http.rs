@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::error::{Error, RequestId};
 use super::fault::{Fault, from_text};
-use crate::config::Tls;
+use crate::config::{ClientCertificate, Tls};
 
 /// A list of 1000 volumes is about 2 MiB; chosen freely above that.
 const BODY_BYTES_MAX: usize = 32 << 20;
@@ -68,14 +68,19 @@ pub(super) struct Failure {
 impl Http {
     /// A client that trusts as told.
     pub(super) fn new(tls: &Tls) -> Result<Self, Error> {
+        let own = tls.client.as_ref().map(own_certificate).transpose()?;
         let base = || {
-            reqwest::Client::builder()
+            let builder = reqwest::Client::builder()
                 .user_agent(concat!("cinder-nbd/", env!("CARGO_PKG_VERSION")))
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .pool_max_idle_per_host(0)
                 .referer(false)
-                .http1_only()
+                .http1_only();
+            match &own {
+                Some(own) => builder.identity(own.clone()),
+                None => builder,
+            }
         };
         let built = if tls.insecure {
             tracing::warn!(
@@ -239,6 +244,30 @@ fn is_id(id: &str) -> bool {
         && id
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// Certificate and key, from one file or two.
+fn own_certificate(files: &ClientCertificate) -> Result<reqwest::Identity, Error> {
+    let read = |path: &std::path::Path, word: &str| {
+        std::fs::read(path).map_err(|error| {
+            Error::Setup(format!(
+                "cannot read {}: {error}; check {word}",
+                path.display()
+            ))
+        })
+    };
+    let mut pem = read(&files.cert, "cert (OS_CERT)")?;
+    if let Some(key) = &files.key {
+        pem.push(b'\n');
+        pem.extend(read(key, "key (OS_KEY)")?);
+    }
+    // What is wrong with it is not said: it might quote the key.
+    reqwest::Identity::from_pem(&pem).map_err(|_| {
+        Error::Setup(format!(
+            "no certificate with its key in {}; cert and key (OS_CERT, OS_KEY) must be PEM files, the key without a password",
+            files.cert.display()
+        ))
+    })
 }
 
 fn authorities(path: &std::path::Path) -> Result<Vec<reqwest::Certificate>, Error> {
@@ -492,6 +521,7 @@ mod tests {
     #[test]
     fn authorities_must_be_there_and_be_certificates() {
         let missing = Tls {
+            client: None,
             cacert: Some("/nonexistent/ca.pem".into()),
             insecure: false,
         };
@@ -503,6 +533,7 @@ mod tests {
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         let empty = Tls {
+            client: None,
             cacert: Some(file.path().to_owned()),
             insecure: false,
         };

@@ -147,6 +147,17 @@ pub struct Tls {
     pub cacert: Option<PathBuf>,
     /// Any certificate is taken: for tests only, and warned about.
     pub insecure: bool,
+    /// How we prove ourselves to a server that asks for it.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate of our own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// PEM file with the certificate, and those up to its authority.
+    pub cert: PathBuf,
+    /// PEM file with its key; none when `cert` has it too.
+    pub key: Option<PathBuf>,
 }
 
 /// The first source that is there; `None` when there is none.
@@ -212,6 +223,8 @@ const KEYS: &[(&str, &[&str])] = &[
     ("region_name", &["OS_REGION_NAME"]),
     ("interface", &["OS_INTERFACE", "OS_ENDPOINT_TYPE"]),
     ("cacert", &["OS_CACERT"]),
+    ("cert", &["OS_CERT"]),
+    ("key", &["OS_KEY"]),
     ("verify", &["OS_VERIFY"]),
     ("insecure", &["OS_INSECURE"]),
     (
@@ -335,6 +348,7 @@ impl Keys {
             tls: Tls {
                 cacert: self.text("cacert").map(PathBuf::from),
                 insecure: self.insecure()?,
+                client: self.client_certificate()?,
             },
             request_timeout: self.request_timeout()?,
         })
@@ -445,6 +459,15 @@ impl Keys {
             "internal" => Ok(Interface::Internal),
             "admin" => Ok(Interface::Admin),
             _ => Err(self.wrong("interface", "must be public, internal or admin")),
+        }
+    }
+
+    fn client_certificate(&self) -> Result<Option<ClientCertificate>, Error> {
+        let path = |key| self.text(key).map(PathBuf::from);
+        match (path("cert"), path("key")) {
+            (Some(cert), key) => Ok(Some(ClientCertificate { cert, key })),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(self.missing("certificate of the key", &["cert"])),
         }
     }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use iscsi::proto::DigestPolicy;
 use iscsi::proto::recovery::ReplacementTimeout;
 
-pub use cloud::{Auth, CloudConfig, Domain, Interface, Project, Tls, User};
+pub use cloud::{Auth, ClientCertificate, CloudConfig, Domain, Interface, Project, Tls, User};
 pub use error::Error;
 pub use nearest::{advice, nearest};
 

@@ -1,6 +1,7 @@
 //! A TLS server with a certificate made for the test: of an own authority, of another name, of another time. The other
 //! side is `openssl s_server`.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -61,21 +62,38 @@ pub fn certificate(
     path
 }
 
+/// A server's certificate, and that of the authority made for it.
+fn signed(directory: &Path, subject: &str) -> (PathBuf, PathBuf) {
+    let authority = certificate(
+        directory,
+        "authority",
+        "keyUsage=critical,keyCertSign",
+        None,
+    );
+    let subject = format!("subjectAltName={subject}");
+    let certificate = certificate(directory, "server", &subject, Some(&authority));
+    (certificate, authority)
+}
+
 impl Server {
     /// With a certificate for `subject`, signed by an authority of its own.
     ///
     /// # Panics
     /// If there is no openssl 3.
     pub fn start(directory: &Path, subject: &str) -> Self {
-        let authority = certificate(
-            directory,
-            "authority",
-            "keyUsage=critical,keyCertSign",
-            None,
-        );
-        let subject = format!("subjectAltName={subject}");
-        let certificate = certificate(directory, "server", &subject, Some(&authority));
+        let (certificate, authority) = signed(directory, subject);
         Self::serve(&certificate, authority)
+    }
+
+    /// As `start`; only for clients that show a certificate of the same authority.
+    ///
+    /// # Panics
+    /// If there is no openssl 3.
+    pub fn start_asking(directory: &Path, subject: &str) -> Self {
+        let (certificate, authority) = signed(directory, subject);
+        let asking = ["-Verify", "2", "-verify_return_error", "-CAfile"].map(OsString::from);
+        let asking = asking.into_iter().chain([authority.clone().into()]);
+        Self::run(&certificate, authority, asking)
     }
 
     /// With this certificate.
@@ -83,11 +101,20 @@ impl Server {
     /// # Panics
     /// If there is no openssl 3.
     pub fn serve(certificate: &Path, authority: PathBuf) -> Self {
+        Self::run(certificate, authority, [])
+    }
+
+    fn run(
+        certificate: &Path,
+        authority: PathBuf,
+        more: impl IntoIterator<Item = OsString>,
+    ) -> Self {
         let mut child = Command::new("openssl")
             .args(["s_server", "-accept", "127.0.0.1:0", "-www", "-cert"])
             .arg(certificate)
             .arg("-key")
             .arg(certificate.with_extension("key"))
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .stdin(Stdio::null())

@@ -7,6 +7,7 @@ use support::tls;
 use tokio::io::AsyncWriteExt;
 
 use super::*;
+use crate::config::ClientCertificate;
 
 /// What no request can be made of, and whom none reaches.
 pub(super) async fn of_settings_and_ways() -> Vec<Error> {
@@ -18,6 +19,14 @@ pub(super) async fn of_settings_and_ways() -> Vec<Error> {
         }
         let mut config = config("https://127.0.0.1:1");
         config.tls.cacert = Some(path);
+        refused(&config).await
+    };
+    let proving = async |cert: &str, key: Option<&str>| {
+        let mut config = config("https://127.0.0.1:1");
+        config.tls.client = Some(ClientCertificate {
+            cert: directory.path().join(cert),
+            key: key.map(|key| directory.path().join(key)),
+        });
         refused(&config).await
     };
     let no_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -48,6 +57,10 @@ pub(super) async fn of_settings_and_ways() -> Vec<Error> {
         trusting(None).await,
         trusting(Some("")).await,
         trusting(Some(no_certificate)).await,
+        // Which has no key.
+        proving("ca.pem", None).await,
+        proving("absent.pem", None).await,
+        proving("ca.pem", Some("absent.key")).await,
         refused(&no_text).await,
         refused(&elsewhere).await,
         closed,
