@@ -250,6 +250,33 @@ async fn path_that_turns_standby_is_left() {
     assert_eq!(at(&nexus), Some(portal_of(&target, 2)));
 }
 
+// S7: what was answered together with the command whose path is left is not lost with the session
+#[tokio::test]
+async fn none_of_many_commands_is_lost_when_their_path_turns_standby() {
+    let target = target();
+    let mut nexus = Nexus::open(params(&target)).await.expect("it opens");
+    perform(&mut nexus, write(1)).await;
+    target.set_access(1, Access::Standby);
+    nexus.submit(0, read()).expect("a slot is free");
+    assert_eq!(answer(&mut nexus).await.status, Status::CHECK_CONDITION);
+    let tokens = 1..=32;
+    for token in tokens.clone() {
+        nexus.submit(token, read()).expect("a slot is free");
+    }
+    // The answers are all there when the first of them is looked at.
+    send(&mut nexus).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut answered = Vec::new();
+    while answered.len() < 32 {
+        let completion = answer(&mut nexus).await;
+        assert_eq!(completion.status, Status::GOOD);
+        answered.push(completion.token);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, tokens.collect::<Vec<u64>>());
+    assert_eq!(at(&nexus), Some(portal_of(&target, 2)));
+}
+
 // S7, E11: without patience a command fails where its path is left; it is not held for a path that nobody waits for
 #[tokio::test]
 async fn path_that_turns_standby_fails_its_command_when_there_is_no_patience() {

@@ -177,7 +177,7 @@ async fn played(keys: &[(&str, &str)], change: impl Fn(&mut SessionParams)) -> E
             let is_first = offered.iter().any(|(key, _)| key == "InitiatorName");
             let pairs: Vec<_> = answers.chain(tag.filter(|_| is_first)).collect();
             let flags = request.flags() & (FINAL | 0x0f);
-            // RFC 7143 §11.13.3: a new session gets its handle with the last answer.
+            // A new session gets its handle with the last answer.
             let tsih = u16::from(request.is_final() && request.stages().1 == 3);
             let answer = Pdu::login_response(&request, flags, tsih, &pairs);
             peer.send(answer).await;

@@ -243,6 +243,11 @@ impl<S: Stream> Driver<S> {
         self.slots.drain()
     }
 
+    /// Answers that have come and were not taken: of a session that its owner gives up, they are as good as any.
+    pub(super) fn take_answered(&mut self) -> VecDeque<Completion> {
+        std::mem::take(&mut self.done)
+    }
+
     /// Logs out in order (reason 0, close the session) and closes the socket; bounded by a few
     /// seconds. Commands in flight are lost: whoever needs them awaits them before.
     ///

@@ -403,12 +403,7 @@ impl<N: Network> Nexus<N> {
             return Some(completion);
         }
         self.leaves += 1;
-        let Completion {
-            token, cdb, data, ..
-        } = completion;
-        // Its LUN is that of the path on which it will leave.
-        let lun = LunAddress(0);
-        let command = Command { lun, cdb, data };
+        let (token, command) = anew(completion);
         self.lose(NexusError::PathLeft);
         if self.recovery.is_expired() {
             // With no patience at all the others have failed just now, and so does this one.
@@ -459,6 +454,7 @@ impl<N: Network> Nexus<N> {
         let is_left = matches!(cause, NexusError::PathLeft);
         let wait = cause.time_to_wait(driver.agreed());
         let cause = Arc::new(cause);
+        let answered = driver.take_answered();
         let mut unfinished = driver.take_unfinished();
         unfinished.retain(|(token, _)| *token != check::TOKEN);
         self.check = None;
@@ -482,6 +478,7 @@ impl<N: Network> Nexus<N> {
                 self.fail(token, command, cause);
             }
         }
+        self.settle_answered(answered);
         let now = now();
         if is_left {
             self.recovery.handle_path_left(now);
@@ -491,6 +488,22 @@ impl<N: Network> Nexus<N> {
         if self.recovery.handle_timeout(now) {
             self.expire();
         }
+    }
+
+    /// What had been answered when a session is given up goes to the owner, or on elsewhere as its neighbours do.
+    fn settle_answered(&mut self, answered: VecDeque<Completion>) {
+        let is_left = |completion: &Completion| {
+            let verdict = Verdict::of(completion.status, completion.sense.as_ref());
+            completion.status != Status::GOOD && verdict == Verdict::SwitchPath
+        };
+        let of_the_owner = answered
+            .into_iter()
+            .filter(|completion| completion.token != check::TOKEN);
+        let (left, done): (Vec<_>, Vec<_>) = of_the_owner.partition(is_left);
+        for completion in left.into_iter().rev() {
+            self.held.push_front(anew(completion));
+        }
+        self.events.extend(done.into_iter().map(Event::Completed));
     }
 
     /// An attempt has ended.
@@ -578,6 +591,16 @@ impl<N: Network> Nexus<N> {
         let unknown = || Arc::new(NexusError::NoPath);
         self.cause.clone().unwrap_or_else(unknown)
     }
+}
+
+/// The command of an answer that it was not done.
+fn anew(completion: Completion) -> (u64, Command) {
+    let Completion {
+        token, cdb, data, ..
+    } = completion;
+    // Its LUN is that of the path on which it will leave.
+    let lun = LunAddress(0);
+    (token, Command { lun, cdb, data })
 }
 
 /// Losses, reinstatements and failures of a full table come to a few more than it has slots.
