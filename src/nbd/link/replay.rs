@@ -193,6 +193,11 @@ impl Link {
                 return true;
             }
         }
+        // A refusal ends the link, and is not heard of by who does not read: a lane that leaves, or whose input waits.
+        if socket::has_hung_up(stream).unwrap_or(true) {
+            self.lose_link("the kernel closed it");
+            return true;
+        }
         let look = replay
             .look
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK_PAUSE)));

@@ -34,6 +34,8 @@ use crate::sys::socket;
 
 use super::{Link, Relinker};
 
+mod refused;
+
 const CHILD: &str = "CINDER_NBD_TEST_LINK_CHILD";
 const SEED: &str = "CINDER_NBD_LINK_SEED";
 const ROUNDS: &str = "CINDER_NBD_LINK_ROUNDS";
